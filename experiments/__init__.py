@@ -1,0 +1,1 @@
+"""Presets: one file each, with a function ``experiment`` that returns an Experiment."""

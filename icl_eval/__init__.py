@@ -1,0 +1,31 @@
+"""icl-eval: train matched-compute sequence models and measure what their context is worth, position by position.
+
+The public names load on first use, so that importing one room (``icl_eval.kernels``, say) does not import the others.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from icl_eval.budget import Budget as Budget
+    from icl_eval.experiment import Arm as Arm
+    from icl_eval.experiment import Experiment as Experiment
+    from icl_eval.experiment import Training as Training
+    from icl_eval.run_folder import load_run as load_run
+    from icl_eval.run_folder import load_runs as load_runs
+
+_HOME = {
+    "Arm": "icl_eval.experiment",
+    "Budget": "icl_eval.budget",
+    "Experiment": "icl_eval.experiment",
+    "Training": "icl_eval.experiment",
+    "load_run": "icl_eval.run_folder",
+    "load_runs": "icl_eval.run_folder",
+}
+__all__ = ["Arm", "Budget", "Experiment", "Training", "load_run", "load_runs"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'icl_eval' has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)

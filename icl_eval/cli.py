@@ -1,0 +1,146 @@
+"""The command line: ``icl-eval``."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from icl_eval.config import lookup
+from icl_eval.experiment import Arm
+from icl_eval.models import MIXERS
+from icl_eval.plots import plot_all
+from icl_eval.presets import load_preset, preset_files
+from icl_eval.run import run_experiment
+from icl_eval.run_folder import RunFolderError, load_runs
+from icl_eval.tables import in_context_learning, plan_table, results_table, state_table, wsfr_table
+from icl_eval.tasks import TASKS
+
+app = typer.Typer(
+    help="Train matched-compute sequence models and measure what their context is worth.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+console = Console(soft_wrap=not sys.stdout.isatty())
+
+PresetArgument = Annotated[str, typer.Argument(metavar="PRESET", help="A preset's name, or a Python file of yours.")]
+
+
+@app.command("list")
+def list_names() -> None:
+    """List presets, tasks and mixers."""
+    sections = {
+        "presets": {name: _first_sentence(file.read_text()) for name, file in preset_files().items()},
+        "tasks": {name: _first_sentence(task.__doc__) for name, task in TASKS.items()},
+        "mixers": {name: _first_sentence(mixer.__doc__) for name, mixer in MIXERS.items()},
+    }
+    for title, entries in sections.items():
+        console.print(f"[bold]{title}[/bold]")
+        for name, about in entries.items():
+            console.print(f"  {name:14} {about}", highlight=False)
+
+
+@app.command()
+def show(preset: PresetArgument) -> None:
+    """Print a preset's resolved configuration and matched budget, without training."""
+    experiment = load_preset(preset)
+    table = plan_table(experiment)
+    console.print_json(data=experiment.to_dict())
+    console.print(f"\n{experiment.question}\n", highlight=False)
+    console.print(table)
+
+
+@app.command()
+def run(
+    preset: PresetArgument,
+    out: Annotated[Path, typer.Option(help="Folder for the experiment's folder.")] = Path("runs"),
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    seeds: Annotated[str | None, typer.Option(help="Seeds, as in 0,1,2, in place of the preset's.")] = None,
+) -> None:
+    """Train and measure all arms of a preset, draw its figures and print its table. Killed, it resumes."""
+    experiment = load_preset(preset)
+    if seeds is not None:
+        experiment = replace(experiment, seeds=_parse_seeds(seeds))
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("step {task.completed}/{task.total}  loss {task.fields[loss]:.3f}"),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+        transient=True,
+    ) as progress:
+
+        def on_start(arm: Arm, seed: int, steps: int) -> None:
+            progress.add_task(f"{arm.name} seed {seed}", total=steps, loss=float("nan"))
+
+        def on_progress(step: int, loss: float) -> None:
+            progress.update(progress.task_ids[-1], completed=step, loss=loss)
+
+        def on_end(arm: Arm, seed: int) -> None:
+            console.print(f"{arm.name} seed {seed}: done", highlight=False)
+
+        folder = run_experiment(
+            experiment, out, device=device, on_start=on_start, on_progress=on_progress, on_end=on_end
+        )
+    console.print(f"\n{experiment.question}\n", highlight=False)
+    _report([folder], folder)
+
+
+@app.command()
+def plot(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders, or folders of runs.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the figures; that of the first RUN if not given.")
+    ] = None,
+) -> None:
+    """Draw the figures and print the table of finished runs."""
+    _report(runs, out or runs[0])
+
+
+@app.command()
+def table(
+    which: Annotated[str, typer.Argument(metavar="wsfr|state", help="Weight:state FLOP ratios, or state sizes.")],
+) -> None:
+    """Print one of the paper's tables of arithmetic, computed by the accounting code, beside the paper's figures."""
+    console.print(lookup({"wsfr": wsfr_table, "state": state_table}, which, "table")())
+
+
+def main() -> None:
+    """Run the command line; what the user did wrong is said in a sentence, without a traceback."""
+    try:
+        app()
+    except (ValueError, TypeError, RunFolderError) as error:
+        if isinstance(error, TypeError) and " has no field " not in str(error):
+            raise
+        Console(stderr=True).print(f"[bold red]error:[/bold red] {error}", highlight=False, soft_wrap=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        Console(stderr=True).print("interrupted: the same command resumes", highlight=False)
+        sys.exit(130)
+
+
+def _report(paths: list[Path], out: Path) -> None:
+    runs = load_runs(paths)
+    console.print(results_table(runs))
+    console.print("Losses in nats per scored token; 95 % intervals by bootstrap over held-out documents.")
+    for sentence in in_context_learning(runs):
+        console.print(sentence, highlight=False)
+    console.print("\nfigures:")
+    for file in plot_all(runs, out):
+        console.print(f"  {file}", highlight=False)
+
+
+def _parse_seeds(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"--seeds {text!r}: must be whole numbers parted by commas, such as 0,1,2") from None
+
+
+def _first_sentence(text: str | None) -> str:
+    return (text or "").strip().strip('"').split("\n\n")[0].split(". ")[0].split('."')[0].replace("\n", " ").rstrip(".")

@@ -1,0 +1,95 @@
+"""The base of every configuration: frozen, keyword-only, strict about names, and round-tripping through JSON.
+
+This module imports nothing but the standard library, and every room may import it.
+"""
+
+import dataclasses
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar, Self, TypeVar
+
+T = TypeVar("T")
+
+
+def did_you_mean(name: str, allowed: Iterable[str]) -> str:
+    """The tail of an error message: the nearest of ``allowed``, then all of them."""
+    names = sorted(allowed)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return f"{hint}Allowed: {', '.join(names)}."
+
+
+def lookup(table: Mapping[str, T], name: str, what: str) -> T:
+    """``table[name]``, or a ``ValueError`` that offers the nearest name."""
+    if name not in table:
+        raise ValueError(f"unknown {what} {name!r}; {did_you_mean(name, table)}")
+    return table[name]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """A frozen, keyword-only dataclass whose misspelt fields get the nearest name, and which knows its JSON form.
+
+    Subclasses are decorated with ``@dataclass(frozen=True, kw_only=True)``, hold only numbers, strings, booleans,
+    ``None``, tuples and other configs, and check themselves in ``__post_init__``.
+    """
+
+    _classes: ClassVar[dict[str, type["Config"]]] = {}
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        other = Config._classes.get(cls.__name__)
+        if other is not None and other.__module__ != cls.__module__:
+            raise ValueError(
+                f"two configuration classes are called {cls.__name__!r}: in {other.__module__} and {cls.__module__}"
+            )
+        Config._classes[cls.__name__] = cls
+
+    def __new__(cls, **fields: Any) -> Self:
+        allowed = {field.name for field in dataclasses.fields(cls) if field.init}
+        for name in fields.keys() - allowed:
+            raise TypeError(f"{cls.__name__} has no field {name!r}; {did_you_mean(name, allowed)}")
+        return super().__new__(cls)
+
+    def require(self, holds: bool, field: str, allowed: str) -> None:
+        """Raise ``ValueError`` naming the field, its value and what is allowed, unless ``holds``."""
+        if not holds:
+            raise ValueError(f"{type(self).__name__}.{field} = {getattr(self, field)!r}: must be {allowed}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready form; ``{"class": NAME, field: value, …}`` at every level."""
+        fields = {field.name: _encode(getattr(self, field.name)) for field in dataclasses.fields(self) if field.init}
+        return {"class": type(self).__name__, **fields}
+
+
+def config_from_dict(data: Mapping[str, Any]) -> Any:
+    """The config that :meth:`Config.to_dict` described. Only classes already defined are used: nothing is imported.
+
+    Raises:
+        ValueError: the class is unknown (a user's own class is known once their file is loaded) or a field is missing.
+        TypeError: a field is unknown.
+    """
+    fields = dict(data)
+    cls = lookup(Config._classes, fields.pop("class", ""), "configuration class")
+    missing = {f.name for f in dataclasses.fields(cls) if f.init and f.default is f.default_factory} - fields.keys()
+    if missing:
+        raise ValueError(f"{cls.__name__} lacks the field {sorted(missing)[0]!r}")
+    return cls(**{name: _decode(value) for name, value in fields.items()})
+
+
+def _encode(value: Any) -> Any:
+    if isinstance(value, Config):
+        return value.to_dict()
+    if isinstance(value, tuple):
+        return [_encode(item) for item in value]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise TypeError(f"a config holds numbers, strings, None, tuples and configs, not {type(value).__name__}: {value!r}")
+
+
+def _decode(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return config_from_dict(value)
+    if isinstance(value, list):
+        return tuple(_decode(item) for item in value)
+    return value

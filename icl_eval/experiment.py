@@ -1,0 +1,170 @@
+"""What is to be done: an experiment is a list of arms (task × model × training × budget), repeated over seeds."""
+
+import hashlib
+import json
+import math
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from icl_eval.budget import BACKWARD_FACTOR, Budget, Schedule
+from icl_eval.config import Config
+from icl_eval.models import ModelConfig
+from icl_eval.tasks import Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training(Config):
+    """AdamW with linear warm-up and a cosine decay over the arm's own horizon. The defaults are the paper's (section 4).
+
+    Attributes:
+        batch_size: sequences a step, over all processes.
+        learning_rate: at its peak.
+        final_learning_rate: at the last step.
+        warmup_tokens: length of the warm-up; at most a tenth of the run is used.
+        weight_decay: on matrices only.
+        betas: of AdamW.
+        clip_norm: largest norm of the gradient.
+    """
+
+    batch_size: int = 32
+    learning_rate: float = 3e-4
+    final_learning_rate: float = 1e-5
+    warmup_tokens: int = 2000 * 32 * 1024
+    weight_decay: float = 0.1
+    betas: tuple[float, float] = (0.9, 0.999)
+    clip_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        self.require(self.batch_size >= 1, "batch_size", "at least 1")
+        self.require(self.learning_rate > 0, "learning_rate", "positive")
+        self.require(
+            0 <= self.final_learning_rate <= self.learning_rate,
+            "final_learning_rate",
+            f"between 0 and learning_rate = {self.learning_rate}",
+        )
+        self.require(self.warmup_tokens >= 0, "warmup_tokens", "at least 0")
+        self.require(self.weight_decay >= 0, "weight_decay", "at least 0")
+        self.require(len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas), "betas", "two numbers in [0, 1)")
+        self.require(self.clip_norm > 0, "clip_norm", "positive")
+
+    def learning_rate_at(self, step: int, steps: int, tokens_per_step: int) -> float:
+        """Learning rate of step 0, 1, …, ``steps - 1``."""
+        warmup = min(math.ceil(self.warmup_tokens / tokens_per_step), steps // 10)
+        if step < warmup:
+            return self.learning_rate * (step + 1) / (warmup + 1)
+        progress = (step - warmup) / max(steps - 1 - warmup, 1)
+        span = self.learning_rate - self.final_learning_rate
+        return self.final_learning_rate + span * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm(Config):
+    """One model on one task with one budget.
+
+    Attributes:
+        name: also the name of its folder: letters, digits, ``.``, ``_`` and ``-``.
+        task: what it learns and is measured on.
+        model: what learns.
+        training: how.
+        budget: for how long.
+    """
+
+    name: str
+    task: Task
+    model: ModelConfig
+    training: Training = Training()
+    budget: Budget
+
+    def __post_init__(self) -> None:
+        self.require(
+            re.fullmatch(r"[A-Za-z0-9][\w.-]*", self.name) is not None, "name", "letters, digits, '.', '_', '-'"
+        )
+        if self.model.vocab_size != self.task.num_tokens:
+            raise ValueError(
+                f"arm {self.name!r}: ModelConfig.vocab_size = {self.model.vocab_size}, but the task "
+                f"{self.task.name!r} has {self.task.num_tokens} tokens"
+            )
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.training.batch_size * self.task.seq_len
+
+    @property
+    def flops_per_step(self) -> float:
+        """Training FLOPs of one step."""
+        forward = self.model.flops_per_token(self.task.seq_len).total
+        return BACKWARD_FACTOR * forward * self.tokens_per_step
+
+    def schedule(self) -> Schedule:
+        """The budget in steps.
+
+        Raises:
+            ValueError: it is smaller than one step.
+        """
+        try:
+            return self.budget.match(flops_per_step=self.flops_per_step, tokens_per_step=self.tokens_per_step)
+        except ValueError as error:
+            raise ValueError(f"arm {self.name!r}: {error}") from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment(Config):
+    """Arms to be compared.
+
+    Attributes:
+        name: also the stem of the folder that it is written to.
+        question: what the comparison is to answer, in a sentence; figures and tables carry it.
+        arms: with distinct names; arms of equal task share a panel in figures and are compared on the same documents.
+        seeds: initialisation and training data follow the seed; held-out data do not.
+        eval_sequences: held-out sequences measured; fewer where the split has fewer.
+        eval_batch_size: sequences measured at a time.
+        snapshots: how many log-spaced points of the budget position curves are measured at, the last one included.
+    """
+
+    name: str
+    question: str
+    arms: tuple[Arm, ...]
+    seeds: tuple[int, ...] = (0,)
+    eval_sequences: int = 256
+    eval_batch_size: int = 32
+    snapshots: int = 9
+
+    def __post_init__(self) -> None:
+        self.require(
+            re.fullmatch(r"[A-Za-z0-9][\w.-]*", self.name) is not None, "name", "letters, digits, '.', '_', '-'"
+        )
+        names = [arm.name for arm in self.arms]
+        self.require(len(names) >= 1, "arms", "one arm at least")
+        if len(set(names)) < len(names):
+            raise ValueError(f"Experiment.arms: names must differ, got {', '.join(names)}")
+        self.require(
+            len(self.seeds) >= 1 and len(set(self.seeds)) == len(self.seeds) and all(seed >= 0 for seed in self.seeds),
+            "seeds",
+            "distinct integers of at least 0, one at least",
+        )
+        self.require(self.eval_batch_size >= 1, "eval_batch_size", "at least 1")
+        self.require(
+            self.eval_sequences >= self.eval_batch_size,
+            "eval_sequences",
+            f"at least one batch (eval_batch_size = {self.eval_batch_size})",
+        )
+        self.require(self.snapshots >= 1, "snapshots", "at least 1")
+
+    def tasks(self) -> dict[Task, tuple[Arm, ...]]:
+        """The arms by task, in the order given."""
+        return {
+            task: tuple(arm for arm in self.arms if arm.task == task)
+            for task in dict.fromkeys(a.task for a in self.arms)
+        }
+
+    def fingerprint(self, **circumstances: Any) -> str:
+        """Eight hexadecimal digits of all that determines the numbers, but for the seeds, which have folders of their own.
+
+        Args:
+            circumstances: what the config leaves open (device, precision, hashes of the data), JSON-ready.
+        """
+        identity = {key: value for key, value in self.to_dict().items() if key not in ("seeds", "question")}
+        versions = {arm.task.name: arm.task.version for arm in self.arms}
+        text = json.dumps([identity, versions, circumstances], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:8]

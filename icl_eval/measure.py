@@ -1,0 +1,66 @@
+"""Measure a model on held-out sequences, position by position."""
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from icl_eval.models import LanguageModel
+from icl_eval.positions import Measurement, log_bin_edges
+from icl_eval.tasks import Source
+
+
+class ScoredLoss(nn.Module):
+    """A language model as a function from tokens and targets to losses; the module that accelerate wraps."""
+
+    def __init__(self, model: LanguageModel):
+        super().__init__()
+        self.model = model
+
+    def forward(self, tokens: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Negative log-likelihood (nats) ``[B, T]`` and whether the likeliest token is the target ``[B, T]``."""
+        return self.model.nll(tokens, targets)
+
+
+@torch.no_grad()
+def measure(
+    model: nn.Module,
+    source: Source,
+    *,
+    num_positions: int,
+    num_sequences: int,
+    batch_size: int,
+    accelerator: Accelerator,
+) -> Measurement:
+    """Losses of a :class:`ScoredLoss` on the first ``num_sequences`` held-out sequences.
+
+    Batches are shared out over the processes, and each gets the whole sums. The logits of a long sequence never exist at
+    once.
+    """
+    batches = [source.batch("heldout", index, batch_size) for index in range(num_sequences // batch_size)]
+    documents = np.unique(np.concatenate([batch.document.numpy() for batch in batches]))
+    edges = log_bin_edges(num_positions)
+    num_bins = len(edges) - 1
+    by_position = np.zeros((4, num_positions))
+    by_document = np.zeros((3, len(documents) * num_bins))
+    for batch in batches[accelerator.process_index :: accelerator.num_processes]:
+        nll, correct = model(batch.tokens.to(accelerator.device), batch.targets.to(accelerator.device))
+        scored = batch.scored.numpy()
+        values = nll.double().cpu().numpy()[scored]
+        hits = correct.double().cpu().numpy()[scored]
+        position = batch.position.numpy()[scored]
+        row = np.searchsorted(documents, np.broadcast_to(batch.document.numpy()[:, None], scored.shape)[scored])
+        cell = row * num_bins + np.searchsorted(edges, position, side="right") - 1
+        for total, weights in zip(by_position, (values, values**2, hits, np.ones_like(values)), strict=True):
+            total += np.bincount(position, weights, num_positions)
+        for total, weights in zip(by_document, (values, hits, np.ones_like(values)), strict=True):
+            total += np.bincount(cell, weights, len(total))
+    by_position, by_document = (_reduce(total, accelerator) for total in (by_position, by_document))
+    return Measurement(*by_position, documents, edges, *by_document.reshape(3, len(documents), num_bins))
+
+
+def _reduce(total: np.ndarray, accelerator: Accelerator) -> np.ndarray:
+    if accelerator.num_processes == 1:
+        return total
+    summed = accelerator.reduce(torch.from_numpy(total).to(accelerator.device), reduction="sum")
+    return summed.cpu().numpy()

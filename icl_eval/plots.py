@@ -1,0 +1,186 @@
+"""Figures, drawn from run folders alone."""
+
+from collections.abc import Callable, Iterable, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import NamedTuple
+from zlib import crc32
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+from icl_eval.experiment import Arm
+from icl_eval.positions import Positions
+from icl_eval.run_folder import Run, RunFolderError
+from icl_eval.statistics import best_context_loss, curve, overall
+from icl_eval.tasks import Task
+
+# Okabe and Ito's palette, told apart with any colour vision; a mixer keeps its colour in every figure.
+_COLORS = {"softmax": "#0072B2", "power": "#D55E00", "window": "#009E73", "linear": "#CC79A7"}
+_MARKERS = {"softmax": "o", "power": "s", "window": "^", "linear": "D"}
+_OTHERS = ("#E69F00", "#56B4E9", "#000000", "#999933")
+
+
+class Group(NamedTuple):
+    """The runs of one arm, one a seed; those that diverged are counted, not drawn."""
+
+    arm: Arm
+    runs: list[Run]
+
+    @property
+    def positions(self) -> list[Positions]:
+        return [run.positions for run in self.runs if run.positions is not None and not run.diverged]
+
+    @property
+    def label(self) -> str:
+        """The model's name, and how its runs ended if not well."""
+        diverged = [run.status["step"] for run in self.runs if run.diverged]
+        return self.arm.model.label + (f" (NaN at step {diverged[0]})" if diverged else "")
+
+
+def group_runs(runs: Iterable[Run]) -> dict[Task, list[Group]]:
+    """Arms by task, in the order of the runs."""
+    tasks: dict[Task, list[Group]] = {}
+    for _, same in groupby(runs, key=lambda run: (run.path.parent, run.name)):
+        members = list(same)
+        tasks.setdefault(members[0].arm.task, []).append(Group(members[0].arm, members))
+    return tasks
+
+
+def plot_all(runs: Sequence[Run], folder: Path) -> list[Path]:
+    """Draw every figure into ``folder``; returns the files.
+
+    Raises:
+        RunFolderError: the folder cannot be written.
+    """
+    figures = {
+        "loss_by_position.png": plot_loss_by_position,
+        "accuracy_by_state.png": plot_accuracy_by_state,
+        "training.png": plot_training,
+    }
+    files = []
+    for name, draw in figures.items():
+        figure = draw(runs)
+        try:
+            figure.savefig(folder / name, dpi=150)
+        except OSError as error:
+            raise RunFolderError(f"cannot write {folder / name}: {error.strerror or error}") from error
+        finally:
+            plt.close(figure)
+        files.append(folder / name)
+    return files
+
+
+def plot_loss_by_position(runs: Sequence[Run]) -> Figure:
+    """Held-out loss at the end of training against position, a panel a task, with 95 % bands over documents."""
+
+    def draw(ax: Axes, task: Task, groups: list[Group]) -> None:
+        for group, style in zip(groups, _styles(groups), strict=True):
+            if not group.positions:
+                ax.plot([], [], label=group.label, **style)
+                continue
+            line = curve(group.positions)
+            ax.plot(line.center, line.estimate.value, label=group.label, **style)
+            ax.fill_between(line.center, line.estimate.low, line.estimate.high, color=style["color"], alpha=0.2, lw=0)
+        positions = np.arange(1, task.num_positions)
+        optimum = task.optimum(positions)
+        if optimum is not None:
+            ax.plot(positions, optimum, color="0.3", ls="--", lw=1, label="best possible")
+        ax.axhline(task.chance(), color="0.3", ls=":", lw=1, label="chance")
+        ax.set(xlabel=task.position_label, ylabel="held-out loss (nats per scored token)")
+        _log_axis(ax)
+
+    return _panels(runs, draw)
+
+
+def plot_accuracy_by_state(runs: Sequence[Run]) -> Figure:
+    """Share of scored tokens predicted right against the state of the whole model at the task's context."""
+
+    def draw(ax: Axes, task: Task, groups: list[Group]) -> None:
+        for group, style in zip(groups, _styles(groups), strict=True):
+            if not group.positions:
+                ax.plot([], [], label=group.label, **style)
+                continue
+            value, low, high = overall(group.positions, "accuracy")
+            size = group.arm.model.state_size(task.seq_len).mathematical
+            ax.errorbar(size, value, yerr=[[value - low], [high - value]], capsize=3, label=group.label, **style)
+        ax.set(xlabel=f"state at context {task.seq_len:,} (elements a sequence)", ylabel="held-out accuracy")
+        ax.set_ylim(bottom=0, top=max(ax.get_ylim()[1], 0.1))
+        ax.margins(x=0.2)
+        _log_axis(ax)
+
+    return _panels(runs, draw)
+
+
+def plot_training(runs: Sequence[Run]) -> Figure:
+    """Best-context loss against training FLOPs and against seconds of training, a column a task."""
+    tasks = group_runs(runs)
+    figure, axes = _figure(rows=2, columns=len(tasks))
+    for column, (task, groups) in enumerate(tasks.items()):
+        for row, (spent, label) in enumerate((("flops", "training FLOPs"), ("seconds", "training time (s)"))):
+            ax = axes[row][column]
+            for group, style in zip(groups, _styles(groups), strict=True):
+                positions = group.positions
+                points = [
+                    best_context_loss(positions, k).estimate for k in range(len(positions[0].step) if positions else 0)
+                ]
+                value, low, high = (np.array(bound) for bound in zip(*points, strict=True)) if points else ([], [], [])
+                x = np.mean([getattr(p, spent) for p in positions], axis=0) if points else []
+                ax.plot(x, value, label=group.label, **style)
+                ax.fill_between(x, low, high, color=style["color"], alpha=0.2, lw=0)
+            ax.set(xlabel=label, ylabel="best-context loss (nats per scored token)")
+            if row == 0:
+                ax.set_title(_title(task))
+            _log_axis(ax, base=10)
+            _legend(ax)
+    return figure
+
+
+def _panels(runs: Sequence[Run], draw: Callable[[Axes, Task, list[Group]], None]) -> Figure:
+    tasks = group_runs(runs)
+    figure, axes = _figure(rows=1, columns=len(tasks))
+    for ax, (task, groups) in zip(axes[0], tasks.items(), strict=True):
+        draw(ax, task, groups)
+        ax.set_title(_title(task))
+        _legend(ax)
+    return figure
+
+
+def _figure(rows: int, columns: int) -> tuple[Figure, np.ndarray]:
+    mpl.use("Agg")
+    sns.set_theme(style="ticks", context="notebook", rc={"axes.grid": True, "grid.alpha": 0.35, "axes.titlesize": 12})
+    return plt.subplots(rows, columns, figsize=(6.4 * columns, 4.6 * rows), squeeze=False, layout="constrained")
+
+
+def _title(task: Task) -> str:
+    return f"{task.name}, context {task.seq_len:,}"
+
+
+def _styles(groups: Sequence[Group]) -> list[dict]:
+    """Colour and marker of each arm; an arm whose mixer another has taken in this panel keeps the colour, dashed."""
+    styles, taken = [], []
+    for group in groups:
+        mixer = group.arm.model.mixers[0].name
+        color = _COLORS.get(mixer, _OTHERS[crc32(mixer.encode()) % len(_OTHERS)])
+        dashes = ("-", "--", "-.", ":")[taken.count(mixer) % 4]
+        styles.append({"color": color, "marker": _MARKERS.get(mixer, "v"), "ls": dashes, "ms": 5, "lw": 1.6})
+        taken.append(mixer)
+    return styles
+
+
+def _log_axis(ax: Axes, base: int = 2) -> None:
+    ax.set_xscale("log", base=base)
+    if base == 2:
+        ax.xaxis.set_major_locator(LogLocator(base=2, numticks=9))
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
+    ax.xaxis.set_minor_formatter(NullFormatter())
+    sns.despine(ax=ax)
+
+
+def _legend(ax: Axes) -> None:
+    ax.legend(frameon=False, fontsize=9)

@@ -1,0 +1,50 @@
+"""Presets: a name of ours or a file of the user's, loaded in one and the same way."""
+
+import importlib.util
+import sys
+from importlib.resources import files
+from pathlib import Path
+
+from icl_eval.config import did_you_mean
+from icl_eval.experiment import Experiment
+
+
+def preset_files() -> dict[str, Path]:
+    """The built-in presets: name and file."""
+    folder = Path(str(files("icl_eval.experiments")))
+    return {file.stem: file for file in sorted(folder.glob("*.py")) if file.stem != "__init__"}
+
+
+def load_preset(name_or_file: str) -> Experiment:
+    """The experiment that a built-in preset or a Python file defines, by its function ``experiment()``.
+
+    The file may define its own tasks, mixers and models; nothing needs registering.
+
+    Raises:
+        ValueError: no such preset or file, or the file does not define an experiment.
+    """
+    builtin = preset_files()
+    if name_or_file in builtin:
+        path = builtin[name_or_file]
+    elif name_or_file.endswith(".py"):
+        path = Path(name_or_file)
+        if not path.is_file():
+            raise ValueError(f"there is no file {name_or_file!r}")
+    else:
+        raise ValueError(
+            f"unknown preset {name_or_file!r}; {did_you_mean(name_or_file, builtin)} A file's name ends in .py."
+        )
+    module_name = f"icl_eval_preset_{path.stem}"
+    spec = importlib.util.spec_from_file_location(module_name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module
+    spec.loader.exec_module(module)
+    define = getattr(module, "experiment", None)
+    if not callable(define):
+        raise ValueError(f"{path} must define a function experiment() that returns an icl_eval.Experiment")
+    experiment = define()
+    if not isinstance(experiment, Experiment):
+        raise ValueError(f"{path}: experiment() must return an icl_eval.Experiment, not {type(experiment).__name__}")
+    return experiment

@@ -1,0 +1,159 @@
+"""Run an experiment: every arm and seed into its folder, skipping what is done and resuming what is not."""
+
+import platform
+import subprocess
+from collections.abc import Callable
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from icl_eval.experiment import Arm, Experiment
+from icl_eval.run_folder import RunFolder, to_json, write_atomically
+from icl_eval.tasks import Source
+from icl_eval.train import heldout_sequences, train_arm
+
+PACKAGES = ("icl-eval", "torch", "triton", "accelerate", "numpy", "scipy")
+
+
+def run_experiment(
+    experiment: Experiment,
+    out: str | Path = "runs",
+    *,
+    device: str = "auto",
+    checkpoint_seconds: float = 30.0,
+    on_start: Callable[[Arm, int, int], None] = lambda arm, seed, steps: None,
+    on_progress: Callable[[int, float], None] = lambda step, loss: None,
+    on_end: Callable[[Arm, int], None] = lambda arm, seed: None,
+) -> Path:
+    """Train and measure all arms and seeds; returns the experiment's folder, ``out/NAME-HASH``.
+
+    Everything that could be wrong with the experiment is found before anything is trained. Runs that are done are reused.
+
+    Args:
+        experiment: what to run.
+        out: where the experiment's folder goes.
+        device: ``"auto"`` (a CUDA GPU if there is one), ``"cpu"`` or ``"cuda"``. GPUs train in bfloat16, CPUs in float32.
+        checkpoint_seconds: time between checkpoints.
+        on_start: called with arm, seed and steps before each run that is not done.
+        on_progress: called during each run with steps taken and mean loss.
+        on_end: called after each run, and at once for those done before.
+
+    Raises:
+        ValueError: the experiment cannot be run as it stands.
+        RunFolderError: a folder cannot be written.
+    """
+    accelerator = make_accelerator(device)
+    schedules = {arm.name: arm.schedule() for arm in experiment.arms}
+    sources: dict[tuple[Any, int], Source] = {}
+    for task in experiment.tasks():
+        for seed in experiment.seeds:
+            sources[task, seed] = task.build(seed)
+        heldout_sequences(experiment, sources[task, experiment.seeds[0]])
+    manifests = {task.name: sources[task, experiment.seeds[0]].manifest() for task in experiment.tasks()}
+    circumstances = {
+        "device": accelerator.device.type,
+        "precision": accelerator.mixed_precision,
+        "data": {name: manifest.get("sha256") for name, manifest in manifests.items()},
+    }
+    root = Path(out) / f"{experiment.name}-{experiment.fingerprint(**circumstances)}"
+    if accelerator.is_main_process:
+        described = {**experiment.to_dict(), "circumstances": circumstances}
+        write_atomically(root / "experiment.json", to_json(described, indent=2))
+    for arm in experiment.arms:
+        for seed in experiment.seeds:
+            folder = RunFolder(root / arm.name / f"seed{seed}")
+            if not folder.done:
+                if accelerator.is_main_process:
+                    folder.begin(
+                        describe(arm, seed, accelerator),
+                        environment(accelerator.device),
+                        sources[arm.task, seed].manifest(),
+                    )
+                on_start(arm, seed, schedules[arm.name].steps)
+                train_arm(
+                    experiment,
+                    arm,
+                    seed,
+                    sources[arm.task, seed],
+                    folder,
+                    accelerator,
+                    checkpoint_seconds=checkpoint_seconds,
+                    on_progress=on_progress,
+                )
+            accelerator.wait_for_everyone()
+            on_end(arm, seed)
+    return root
+
+
+def make_accelerator(device: str) -> Accelerator:
+    """accelerate's handle on device, processes and precision.
+
+    Raises:
+        ValueError: an unknown device, or a GPU where there is none.
+    """
+    if device not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"device = {device!r}: must be 'auto', 'cpu' or 'cuda'")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device = 'cuda': this machine has no usable CUDA GPU; use 'cpu' or 'auto'")
+    cuda = device != "cpu" and torch.cuda.is_available()
+    return Accelerator(cpu=not cuda, mixed_precision="bf16" if cuda else "no")
+
+
+def describe(arm: Arm, seed: int, accelerator: Accelerator) -> dict[str, Any]:
+    """``config.json`` of a run: the resolved config, and what follows from it."""
+    context = arm.task.seq_len
+    state, model = arm.model.state_size(context), arm.model
+    flops, paper = model.flops_per_token(context), model.flops_per_token(context, causal=False)
+    return {
+        "arm": arm.to_dict(),
+        "seed": seed,
+        "device": accelerator.device.type,
+        "precision": accelerator.mixed_precision,
+        "processes": accelerator.num_processes,
+        "schedule": arm.schedule()._asdict(),
+        "costs": {
+            "context": context,
+            "parameters": model.num_parameters(),
+            "state_elements": state._asdict(),
+            "forward_flops_per_token": flops._asdict(),
+            "forward_flops_per_token_paper_count": paper._asdict(),
+        },
+    }
+
+
+@cache
+def environment(device: torch.device) -> dict[str, Any]:
+    """``env.json``: what the numbers were computed with."""
+    cuda = device.type == "cuda"
+    return {
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "system": f"{platform.system()} {platform.machine()}",
+        "device": torch.cuda.get_device_name(device) if cuda else platform.processor() or platform.machine(),
+        "cuda": torch.version.cuda if cuda else None,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """Commit of the source tree that this package is imported from, with ``+`` where it was changed since."""
+    here = Path(__file__).parent
+    try:
+        ask = ["git", "-C", str(here), "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"]
+        tracked = ["git", "-C", str(here), "ls-files", "--error-unmatch", Path(__file__).name]
+        subprocess.run(tracked, check=True, capture_output=True)
+        return subprocess.run(ask, check=True, capture_output=True, text=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -1,0 +1,212 @@
+"""Run folders: what a run leaves on disk, written atomically and read back with suspicion.
+
+config.json     the arm and seed, resolved, and what else determined the numbers
+env.json        versions, hardware, commit
+data.json       manifest of the data
+metrics.jsonl   a line every few steps: step, tokens, flops, seconds, loss, learning rate, gradient norm
+positions.npz   losses by position at log-spaced points of the budget (icl_eval.positions.Positions)
+checkpoint/     the last two resumable states (icl_eval.checkpoint)
+DONE            how it ended; a folder without it is unfinished and never read as a result
+"""
+
+import json
+import math
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from icl_eval.config import config_from_dict
+from icl_eval.positions import Positions
+
+
+class RunFolderError(RuntimeError):
+    """A run folder cannot be written, or is not what it should be. The message is one sentence for the user."""
+
+
+def write_atomically(path: Path, data: bytes | str) -> None:
+    """Write a file under a temporary name, flush it to disk and rename it: readers see all of it or none.
+
+    Raises:
+        RunFolderError: the folder cannot be written to or the disk is full.
+    """
+    content = data.encode() if isinstance(data, str) else data
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).replace(path)
+    except OSError as error:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+        raise RunFolderError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def to_json(value: Any, indent: int | None = None) -> str:
+    """JSON and a newline, with null in place of NaN and infinities: missing is null, never zero."""
+    return json.dumps(_finite(value), allow_nan=False, indent=indent) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value
+
+
+class RunFolder:
+    """The writing side of one run's folder."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    @property
+    def done(self) -> bool:
+        return (self.path / "DONE").is_file()
+
+    def begin(self, config: dict[str, Any], env: dict[str, Any], manifest: dict[str, Any]) -> None:
+        """Write what the run is, before it starts."""
+        for name, content in (("config.json", config), ("env.json", env), ("data.json", manifest)):
+            write_atomically(self.path / name, to_json(content, indent=2))
+
+    def rewind(self, step: int) -> Positions | None:
+        """Forget all that was written after ``step``, where a checkpoint stands; returns the positions kept."""
+        kept = [row for row in _read_metrics(self.path / "metrics.jsonl") if row["step"] <= step]
+        write_atomically(self.path / "metrics.jsonl", "".join(map(to_json, kept)))
+        file = self.path / "positions.npz"
+        if not file.exists() or step == 0:
+            file.unlink(missing_ok=True)
+            return None
+        return Positions.from_bytes(file.read_bytes()).before(step)
+
+    def log(self, row: dict[str, Any]) -> None:
+        """Append a line to ``metrics.jsonl``."""
+        try:
+            with (self.path / "metrics.jsonl").open("a") as file:
+                file.write(to_json(row))
+        except OSError as error:
+            raise RunFolderError(f"cannot write {self.path / 'metrics.jsonl'}: {error.strerror or error}") from error
+
+    def save_positions(self, positions: Positions) -> None:
+        write_atomically(self.path / "positions.npz", positions.to_bytes())
+
+    def finish(self, **how: Any) -> None:
+        """Mark the run as ended: from now on it is a result."""
+        write_atomically(self.path / "DONE", to_json(how))
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run, read back.
+
+    Attributes:
+        path: its folder.
+        config: ``config.json``: ``arm`` (the resolved config), ``seed``, and what was computed from them: ``schedule``,
+            ``costs``, ``device``, ``precision``.
+        env: ``env.json``.
+        data: ``data.json``.
+        status: ``DONE``: ``status`` is ``"complete"`` or ``"nan"``, with the ``step`` and ``seconds`` at which it ended.
+    """
+
+    path: Path
+    config: dict[str, Any]
+    env: dict[str, Any]
+    data: dict[str, Any]
+    status: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        return self.config["arm"]["name"]
+
+    @property
+    def seed(self) -> int:
+        return self.config["seed"]
+
+    @property
+    def diverged(self) -> bool:
+        """Whether the loss became NaN or infinite."""
+        return self.status["status"] == "nan"
+
+    @cached_property
+    def arm(self) -> Any:
+        """The arm as an ``icl_eval.Arm``; needs the user's own classes to be defined if it uses any."""
+        return config_from_dict(self.config["arm"])
+
+    @cached_property
+    def metrics(self) -> pd.DataFrame:
+        """``metrics.jsonl`` as a table; null is NaN."""
+        return pd.DataFrame(_read_metrics(self.path / "metrics.jsonl"))
+
+    @cached_property
+    def positions(self) -> Positions | None:
+        """Losses by position; ``None`` where the run ended before the first measurement."""
+        file = self.path / "positions.npz"
+        return Positions.from_bytes(file.read_bytes()) if file.exists() else None
+
+
+def load_run(path: str | Path) -> Run:
+    """Read a finished run: positions, metrics, config and environment.
+
+    Raises:
+        RunFolderError: there is no run, it is unfinished, or a file of it is damaged.
+    """
+    path = Path(path)
+    if not (path / "config.json").is_file():
+        raise RunFolderError(f"{path} is not a run folder: it has no config.json")
+    if not (path / "DONE").is_file():
+        raise RunFolderError(f"the run in {path} is unfinished: run the same command again to resume it")
+    return Run(path, *(_read_json(path / name) for name in ("config.json", "env.json", "data.json", "DONE")))
+
+
+def load_runs(paths: str | Path | Sequence[str | Path]) -> list[Run]:
+    """Read every finished run at or below the given folders, in the order their experiments list them.
+
+    Raises:
+        RunFolderError: a folder holds no finished run.
+    """
+    runs = []
+    for path in [paths] if isinstance(paths, str | Path) else paths:
+        path = Path(path)
+        finished = [load_run(file.parent) for file in sorted(path.rglob("DONE"))]
+        if not finished:
+            raise RunFolderError(f"{path} holds no finished run (no DONE file at or below it)")
+        listed = _read_json(path / "experiment.json")["arms"] if (path / "experiment.json").is_file() else []
+        order = {arm["name"]: rank for rank, arm in enumerate(listed)}
+        runs += sorted(finished, key=lambda run: (order.get(run.name, len(order)), run.seed))
+    return runs
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise RunFolderError(f"cannot read {path}: {error}") from error
+
+
+def _read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics file; a last line torn by a crash is left out.
+
+    Raises:
+        RunFolderError: a line before the last is damaged.
+    """
+    lines = path.read_text().splitlines() if path.exists() else []
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError as error:
+            if number < len(lines):
+                raise RunFolderError(f"{path}, line {number} is damaged: {error}") from error
+    return rows

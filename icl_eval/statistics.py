@@ -1,0 +1,116 @@
+"""Estimates with intervals from measured positions: paired bootstrap over held-out documents, seeds nested.
+
+Every function takes the runs of one arm, one :class:`Positions` a seed, measured on the same documents. Resamples are drawn
+from a fixed stream, so that two arms measured on the same documents are resampled alike: their differences are paired.
+"""
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from icl_eval.positions import Positions
+
+Metric = Literal["nll", "accuracy"]
+RESAMPLES = 2000
+CONFIDENCE = 0.95
+
+
+class Estimate(NamedTuple):
+    """A mean and the limits of its 95 % interval; nats or a share, scalars or one a bin."""
+
+    value: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+
+class Curve(NamedTuple):
+    """A metric by position.
+
+    Attributes:
+        start, end: first and last position of each bin.
+        estimate: the metric in each bin.
+    """
+
+    start: np.ndarray
+    end: np.ndarray
+    estimate: Estimate
+
+    @property
+    def center(self) -> np.ndarray:
+        """Geometric centres, for a log axis."""
+        return np.sqrt(np.maximum(self.start, 0.5) * np.maximum(self.end, 0.5))
+
+
+class BestContext(NamedTuple):
+    """Best-context loss (paper section 4): the loss in the bin of positions where it is lowest.
+
+    Attributes:
+        estimate: nats, from the documents that did not choose the bin.
+        start, end: first and last position of the chosen bin.
+    """
+
+    estimate: Estimate
+    start: int
+    end: int
+
+
+def curve(runs: Sequence[Positions], metric: Metric = "nll", snapshot: int = -1) -> Curve:
+    """A metric by position, in the bins of the measurement that hold scored tokens."""
+    sums, counts = _by_document(runs, metric, snapshot)
+    filled = counts.sum(axis=0) > 0
+    edges = runs[0].bin_edges
+    estimate = _bootstrap(sums[:, :, filled], counts[:, filled])
+    return Curve(edges[:-1][filled], edges[1:][filled] - 1, estimate)
+
+
+def overall(runs: Sequence[Positions], metric: Metric = "nll", snapshot: int = -1) -> Estimate:
+    """A metric over all scored tokens."""
+    sums, counts = _by_document(runs, metric, snapshot)
+    return Estimate(
+        *(bound[0] for bound in _bootstrap(sums.sum(axis=2, keepdims=True), counts.sum(axis=1, keepdims=True)))
+    )
+
+
+def best_context_loss(runs: Sequence[Positions], snapshot: int = -1) -> BestContext:
+    """Loss (nats) in the best bin: every second document chooses the bin, the others give its loss.
+
+    A minimum over noisy bins would flatter; a bin chosen elsewhere does not. Bins that lack scored tokens in either half
+    are passed over.
+    """
+    sums, counts = _by_document(runs, "nll", snapshot)
+    choose, judge = slice(0, None, 2), slice(1, None, 2)
+    eligible = (counts[choose].sum(axis=0) > 0) & (counts[judge].sum(axis=0) > 0)
+    means = np.full(counts.shape[1], np.inf)
+    chosen_sums = sums[:, choose].mean(axis=0).sum(axis=0)
+    means[eligible] = chosen_sums[eligible] / counts[choose].sum(axis=0)[eligible]
+    best = int(means.argmin())
+    estimate = _bootstrap(sums[:, judge, best, None], counts[judge, best, None])
+    edges = runs[0].bin_edges
+    return BestContext(Estimate(*(bound[0] for bound in estimate)), int(edges[best]), int(edges[best + 1]) - 1)
+
+
+def _by_document(runs: Sequence[Positions], metric: Metric, snapshot: int) -> tuple[np.ndarray, np.ndarray]:
+    """Sums ``[seeds, N, bins]`` and counts ``[N, bins]``."""
+    first = runs[0]
+    for run in runs[1:]:
+        if not (
+            np.array_equal(run.documents, first.documents) and np.array_equal(run.document_count, first.document_count)
+        ):
+            raise ValueError("the runs were not measured on the same held-out documents, so they cannot be paired")
+    sums = [run.document_nll_sum if metric == "nll" else run.document_correct for run in runs]
+    return np.stack([s[snapshot] for s in sums]), first.document_count
+
+
+def _bootstrap(sums: np.ndarray, counts: np.ndarray) -> Estimate:
+    """Ratio of sums ``[seeds, N, bins]`` to counts ``[N, bins]``, resampling documents, and seeds where there are several."""
+    num_seeds, num_documents, _ = sums.shape
+    rng = np.random.default_rng(0)
+    weights = rng.multinomial(num_documents, np.full(num_documents, 1 / num_documents), RESAMPLES)
+    seeds = rng.multinomial(num_seeds, np.full(num_seeds, 1 / num_seeds), RESAMPLES) / num_seeds
+    resampled = np.einsum("rs,srb->rb", seeds, weights @ sums)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        ratios = resampled / (weights @ counts)
+    tail = 100 * (1 - CONFIDENCE) / 2
+    low, high = np.nanpercentile(ratios, [tail, 100 - tail], axis=0)
+    return Estimate(sums.mean(axis=0).sum(axis=0) / counts.sum(axis=0), low, high)

@@ -1,0 +1,182 @@
+"""Tables: what an experiment will cost, what it found, and the paper's two tables of arithmetic."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from rich.table import Table
+
+from icl_eval.experiment import Experiment
+from icl_eval.kernels import expanded_dim
+from icl_eval.models import Flops, Linear, MixerConfig, ModelConfig, Softmax, Window
+from icl_eval.plots import Group, group_runs
+from icl_eval.run_folder import Run
+from icl_eval.statistics import best_context_loss, curve, overall
+from icl_eval.tasks import Task
+
+
+def plan_table(experiment: Experiment) -> Table:
+    """The arms with their costs and matched budgets, before anything is trained."""
+    table = _table(
+        "arm",
+        "parameters",
+        "state/layer",
+        "state/model",
+        "weight:state",
+        "(paper's count)",
+        "steps",
+        "tokens",
+        "FLOPs",
+        "mismatch",
+    )
+    for task, arms in experiment.tasks().items():
+        for arm in arms:
+            model, schedule = arm.model, arm.schedule()
+            state = model.state_size(task.seq_len).mathematical
+            table.add_row(
+                arm.name,
+                f"{model.num_parameters():,}",
+                f"{state // model.num_layers:,}",
+                f"{state:,}",
+                _ratio(model.flops_per_token(task.seq_len)),
+                _ratio(model.flops_per_token(task.seq_len, causal=False)),
+                f"{schedule.steps:,}",
+                f"{schedule.tokens:,}",
+                f"{schedule.flops:.3g}",
+                f"{schedule.mismatch:+.2%}",
+            )
+        table.add_section()
+    return table
+
+
+def results_table(runs: Sequence[Run]) -> Table:
+    """What each arm is, spent and reached; losses in nats per scored token, with 95 % intervals over documents."""
+    table = _table(
+        "arm", "parameters", "state/layer", "state/model", "weight:state", "tokens", "FLOPs", "seconds",
+        "best-context loss", "at positions", "accuracy",
+    )  # fmt: skip
+    for task, groups in group_runs(runs).items():
+        for group in groups:
+            table.add_row(*_result(task, group))
+        table.add_section()
+    return table
+
+
+def in_context_learning(runs: Sequence[Run]) -> list[str]:
+    """A sentence a text task: by how much its losses fall with position, and whether that is enough to compare arms on.
+
+    The late gain is the loss where an eighth of the context has been seen, less the loss at its end: what a longer memory
+    is worth, once the first tokens have told what kind of text it is.
+    """
+    sentences = []
+    for task, groups in group_runs(runs).items():
+        gains = {group.label: _late_gain(task, group) for group in groups if group.positions}
+        if task.optimum(np.array([1])) is not None or not gains:
+            continue
+        best, gain = max(gains.items(), key=lambda item: item[1])
+        verdict = (
+            "enough to compare them on"
+            if gain >= 0.05
+            else "the arms hardly learn in context, so this task decides nothing"
+        )
+        sentences.append(
+            f"{task.name}: past position {task.seq_len // 8:,} the loss falls by {gain:.3f} nats at most ({best}): {verdict}."
+        )
+    return sentences
+
+
+def _late_gain(task: Task, group: Group) -> float:
+    line = curve(group.positions)
+    early = int(np.searchsorted(line.end, task.seq_len // 8))
+    return float(line.estimate.value[early] - line.estimate.value[-1])
+
+
+def wsfr_table() -> Table:
+    """Weight:state FLOP ratios of a 124 M GPT-2 (paper section 3, Table 2), in two counts, beside the paper's."""
+    paper = {
+        "exponential": ("8:1", "1:1", "1:8", "1:125"),
+        "linear": ("30:1", "30:1", "30:1", "30:1"),
+        "window-8192": ("8:1", "1:1", "1:1", "1:1"),
+    }
+    geometry = {"width": 768, "num_heads": 12}
+    mixers: dict[str, MixerConfig] = {
+        "exponential": Softmax(**geometry),
+        "linear": Linear(**geometry, gated=False, chunk_size=128),
+        "window-8192": Window(**geometry, window=8192),
+    }
+    contexts = (1024, 8192, 65_536, 1_000_000)
+    table = _table("attention", "count", *(f"{context:,}" for context in contexts))
+    for name, mixer in mixers.items():
+        model = ModelConfig(vocab_size=50_257, num_layers=12, mixers=(mixer,), tied_embeddings=True)
+        for count, causal in (("full squares", False), ("executed (causal)", True)):
+            table.add_row(name, count, *(_ratio(model.flops_per_token(c, causal=causal)) for c in contexts))
+        table.add_row(name, "paper, rounded", *paper[name])
+        table.add_section()
+    table.caption = (
+        "Forward FLOPs, 2 per multiply-add, 124 M weights with the head. Full squares is the paper's count: no causal halving. The "
+        "paper calls 0.8:1 at context 8,192 'about 1:1' and counts on from there in powers of two. Linear attention is "
+        "counted in its chunked form, chunks of 128 tokens; in its recurrent form it comes to "
+        + _ratio(_recurrent_linear_flops())
+        + "."
+    )
+    return table
+
+
+def state_table(head_dim: int = 64) -> Table:
+    """Rows D of a power-attention state by degree (paper section 2, Table 3): all monomials, and the distinct ones."""
+    paper = {2: (4096, 2080), 3: (262_144, 45_760), 4: (16_777_216, 766_480), 5: (1_073_741_824, 10_424_128), 6: (68_719_476_736, 119_877_472)}  # fmt: skip
+    table = _table("degree", "tpow D", "spow D", "saving", "paper: tpow D", "paper: spow D")
+    for degree, published in paper.items():
+        full, distinct = expanded_dim(head_dim, degree, "tpow"), expanded_dim(head_dim, degree, "spow")
+        in_paper = (f"{d:,}" for d in published) if head_dim == 64 else ("", "")
+        table.add_row(str(degree), f"{full:,}", f"{distinct:,}", f"{1 - distinct / full:.1%}", *in_paper)
+    table.caption = (
+        f"Head size {head_dim}. A layer's state is heads × D × value size, and heads × D more for the normaliser."
+    )
+    return table
+
+
+def _recurrent_linear_flops() -> Flops:
+    """The 124 M model with linear attention, one token at a time: a state of 64 × 64 a head, updated and queried."""
+    model = ModelConfig(vocab_size=50_257, num_layers=12, mixers=(Linear(width=768, num_heads=12, gated=False),))
+    return Flops(model.flops_per_token(1).weight, 12 * 12 * 4.0 * 64 * 64)
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, header_style="bold", pad_edge=False, caption_justify="left", caption_style="")
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
+    return table
+
+
+def _ratio(flops: Flops) -> str:
+    ratio = flops.weight_state_ratio
+    return f"{ratio:.1f}:1" if ratio >= 1 else f"1:{1 / ratio:.1f}"
+
+
+def _result(task: Task, group: Group) -> list[str]:
+    model, runs = group.arm.model, group.runs
+    costs = runs[0].config["costs"]
+    state = costs["state_elements"]["mathematical"]
+    schedule = runs[0].config["schedule"]
+    row = [
+        group.arm.name,
+        f"{costs['parameters']:,}",
+        f"{state // model.num_layers:,}",
+        f"{state:,}",
+        _ratio(Flops(**costs["forward_flops_per_token"])),
+        f"{schedule['tokens']:,}",
+        f"{schedule['flops']:.3g}",
+        f"{np.mean([run.status['seconds'] for run in runs]):.0f}",
+    ]
+    diverged = [run for run in runs if run.diverged]
+    if diverged:
+        steps = ", ".join(f"seed {run.seed} at step {run.status['step']}" for run in diverged)
+        return [*row, f"NaN ({steps})", "-", "-"]
+    best, accuracy = best_context_loss(group.positions), overall(group.positions, "accuracy")
+    value, low, high = best.estimate
+    return [
+        *row,
+        f"{value:.3f} [{low:.3f}, {high:.3f}]",
+        f"{best.start}-{best.end}",
+        f"{accuracy.value:.3f} [{accuracy.low:.3f}, {accuracy.high:.3f}]",
+    ]

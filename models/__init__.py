@@ -1,0 +1,20 @@
+"""Language models with swappable mixers, and what they cost."""
+
+from icl_eval.models.backbones.transformer import Transformer
+from icl_eval.models.cost import Flops, StateSize
+from icl_eval.models.language_model import LanguageModel, ModelConfig
+from icl_eval.models.mixers import MIXERS, Linear, MixerConfig, Power, Softmax, Window
+
+__all__ = [
+    "MIXERS",
+    "Flops",
+    "LanguageModel",
+    "Linear",
+    "MixerConfig",
+    "ModelConfig",
+    "Power",
+    "Softmax",
+    "StateSize",
+    "Transformer",
+    "Window",
+]

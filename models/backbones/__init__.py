@@ -1,0 +1,1 @@
+"""Backbones: what surrounds the mixer in a layer."""

@@ -1,0 +1,196 @@
+"""A language model: embedding, layers around swappable mixers, head; trained, prefilled and decoded in one way."""
+
+import hashlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from icl_eval.models.backbones.transformer import Transformer
+from icl_eval.models.cost import Flops, StateSize
+from icl_eval.models.mixers import MixerConfig, Power
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from icl_eval.config import Config
+
+NLL_CHUNK_TOKENS = 8192
+"""Tokens whose logits exist at a time while losses are computed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig(Config):
+    """A language model and its costs.
+
+    Attributes:
+        vocab_size: tokens of the vocabulary.
+        num_layers: layers.
+        mixers: the layers' mixers, repeated in this order as often as needed: one for a uniform model, several for a hybrid.
+        backbone: the layer around the mixer.
+        tied_embeddings: use the embedding matrix as the head.
+    """
+
+    vocab_size: int = 256
+    num_layers: int = 2
+    mixers: tuple[MixerConfig, ...] = (Power(),)
+    backbone: Transformer = Transformer()
+    tied_embeddings: bool = False
+
+    def __post_init__(self) -> None:
+        self.require(self.vocab_size >= 2, "vocab_size", "at least 2")
+        self.require(self.num_layers >= 1, "num_layers", "at least 1")
+        mixers_ok = isinstance(self.mixers, tuple) and all(isinstance(mixer, MixerConfig) for mixer in self.mixers)
+        self.require(mixers_ok and len(self.mixers) >= 1, "mixers", "a tuple of mixer configs, one at least")
+        self.require(len({mixer.width for mixer in self.mixers}) == 1, "mixers", "of one width")
+        self.require(
+            self.num_layers % len(self.mixers) == 0,
+            "num_layers",
+            f"a multiple of the {len(self.mixers)} mixers' pattern",
+        )
+
+    @property
+    def width(self) -> int:
+        return self.mixers[0].width
+
+    @property
+    def layers(self) -> tuple[MixerConfig, ...]:
+        """The mixer of every layer."""
+        return self.mixers * (self.num_layers // len(self.mixers))
+
+    @property
+    def label(self) -> str:
+        """The mixers' labels, for figures."""
+        return " + ".join(dict.fromkeys(mixer.label for mixer in self.mixers))
+
+    def build(self, seed: int = 0) -> "LanguageModel":
+        """The model, initialised so that parameters of equal name and shape are equal for equal seeds, whatever the mixer."""
+        model = LanguageModel(self)
+        initialize(model, seed)
+        return model
+
+    def num_parameters(self) -> int:
+        """Trainable parameters, counted on the model itself without allocating it."""
+        with torch.device("meta"):
+            return sum(parameter.numel() for parameter in LanguageModel(self).parameters())
+
+    def state_size(self, context: int) -> StateSize:
+        """State elements of one sequence after ``context`` tokens, all layers."""
+        return sum((self.backbone.state_size(mixer, context) for mixer in self.layers), StateSize(0, 0))
+
+    def flops_per_token(self, context: int, *, causal: bool = True) -> Flops:
+        """Forward FLOPs per token, averaged over ``context`` tokens; training costs three times as many."""
+        layers = (self.backbone.flops_per_token(mixer, context, causal=causal) for mixer in self.layers)
+        return sum(layers, Flops(2.0 * self.width * self.vocab_size, 0.0))
+
+
+class LanguageModel(nn.Module):
+    """Module of :class:`ModelConfig`. A state is a tuple of one state a layer; ``None`` stands before the first token."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocab_size, config.width)
+        self.layers = nn.ModuleList(config.backbone.build(mixer) for mixer in config.layers)
+        self.norm = nn.RMSNorm(config.width)
+        self.head = nn.Linear(config.width, config.vocab_size, bias=False)
+        if config.tied_embeddings:
+            self.head.weight = self.embedding.weight
+
+    def forward(self, tokens: Tensor, state: tuple | None = None) -> tuple[Tensor, tuple]:
+        """Logits ``[B, T, vocab]`` for tokens ``[B, T]`` that follow ``state``, and the state after them."""
+        hidden, state = self.hidden(tokens, state)
+        return self.head(hidden), state
+
+    def hidden(self, tokens: Tensor, state: tuple | None = None, *, return_state: bool = True) -> tuple[Tensor, Any]:
+        """Normalised last hidden layer ``[B, T, C]``, and the state after the tokens (``None`` unless asked for)."""
+        states = state or (None,) * len(self.layers)
+        x = self.embedding(tokens)
+        new_states = []
+        for layer, layer_state in zip(self.layers, states, strict=True):
+            x, layer_state = layer(x, layer_state, return_state=return_state)
+            new_states.append(layer_state)
+        return self.norm(x), tuple(new_states) if return_state else None
+
+    def nll(self, tokens: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Negative log-likelihood (nats, float32) ``[B, T]`` of the targets, and whether each is the likeliest token.
+
+        Logits exist for :data:`NLL_CHUNK_TOKENS` tokens at a time only, in the backward pass too.
+        """
+        hidden, _ = self.hidden(tokens, return_state=False)
+        chunks = zip(
+            hidden.flatten(0, 1).split(NLL_CHUNK_TOKENS), targets.flatten().split(NLL_CHUNK_TOKENS), strict=True
+        )
+        parts = [
+            checkpoint(_chunk_nll, h, self.head.weight, t, use_reentrant=False)
+            if torch.is_grad_enabled() and targets.numel() > NLL_CHUNK_TOKENS
+            else _chunk_nll(h, self.head.weight, t)
+            for h, t in chunks
+        ]
+        nll, correct = (torch.cat(column).view_as(targets) for column in zip(*parts, strict=True))
+        return nll, correct
+
+    def step(self, token: Tensor, state: tuple | None = None) -> tuple[Tensor, tuple]:
+        """Logits ``[B, vocab]`` after one more token ``[B]``, and the state after it."""
+        logits, state = self(token[:, None], state)
+        return logits[:, 0], state
+
+    @torch.no_grad()
+    def generate(
+        self, prompt: Tensor, max_new_tokens: int, *, temperature: float = 0.0, seed: int = 0
+    ) -> Iterator[Tensor]:
+        """Tokens ``[B]``, one at a time, after a prompt ``[B, T]``; memory stays constant for mixers of constant state.
+
+        Args:
+            prompt: int64 ``[B, T]``, T >= 1.
+            max_new_tokens: how many tokens to give.
+            temperature: 0 takes the likeliest token; otherwise samples from ``softmax(logits / temperature)``.
+            seed: of the sampling.
+        """
+        if prompt.shape[1] == 0:
+            raise ValueError("prompt is empty: at least one token is needed")
+        sampler = torch.Generator(prompt.device).manual_seed(seed)
+        hidden, state = self.hidden(prompt)
+        logits = self.head(hidden[:, -1])
+        for _ in range(max_new_tokens):
+            if temperature == 0:
+                token = logits.argmax(-1)
+            else:
+                probabilities = (logits.float() / temperature).softmax(-1)
+                token = torch.multinomial(probabilities, 1, generator=sampler)[:, 0]
+            yield token
+            logits, state = self.step(token, state)
+
+    def state_size(self, context: int) -> StateSize:
+        return self.config.state_size(context)
+
+    def flops_per_token(self, context: int, *, causal: bool = True) -> Flops:
+        return self.config.flops_per_token(context, causal=causal)
+
+
+def initialize(model: LanguageModel, seed: int) -> None:
+    """Draw every matrix from a stream of its own, keyed by seed and parameter name; vectors keep their fixed start.
+
+    Matrices are normal with variance 1 / fan-in, those that write to the residual stream smaller by ``sqrt(2 · layers)``
+    (Radford et al., 2019); embeddings have standard deviation 0.02; gates start without dependence on the data.
+    """
+    residual = 1 / math.sqrt(2 * model.config.num_layers)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim < 2:
+                continue
+            key = int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:8]) >> 1
+            draw = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(key))
+            std = 0.02 if name == "embedding.weight" else parameter[0].numel() ** -0.5
+            if name.endswith(("out_proj.weight", "down_proj.weight")):
+                std *= residual
+            if name.endswith("gate_proj.weight"):
+                std = 0.0
+            parameter.copy_(draw * std)
+
+
+def _chunk_nll(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    logits = F.linear(hidden, weight)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return F.cross_entropy(logits, targets, reduction="none"), logits.argmax(-1) == targets
