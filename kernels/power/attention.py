@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
+from icl_eval.kernels.power.backends import triton_problem, works
 from icl_eval.kernels.power.chunked import chunked_power_attention
 from icl_eval.kernels.power.cost import default_chunk_size
 from icl_eval.kernels.power.decode import recurrent_step
@@ -11,7 +15,9 @@ from icl_eval.kernels.power.reference import State, reference_power_attention
 from torch import Tensor
 
 NORMALIZATIONS = ("row_sum", "none")
-BACKENDS = ("auto", "reference", "chunked")
+BACKENDS = ("auto", "reference", "chunked", "triton")
+ATTENTION_FORM_CHUNKS = 4
+"""Sequences up to so many default chunks are faster as one chunk, plain attention, in the Triton kernels."""
 
 
 def power_attention(
@@ -42,11 +48,12 @@ def power_attention(
         scale: factor on q·k; 1/sqrt(D) if None. It cancels under ``"row_sum"``.
         normalization: ``"row_sum"`` divides by the sum of the weights, for even degrees, whose weights are not
             negative; a row whose weights sum to zero gives 0 with zero gradients. ``"none"`` leaves the weighted sum.
-        chunk_size: tokens per chunk; :func:`default_chunk_size` if None. One chunk is plain attention.
+        chunk_size: tokens per chunk; :func:`default_chunk_size` if None, except that the Triton kernels then compute
+            sequences of up to four such chunks as one, plain attention, which is faster. They round it up to 128.
         initial_state: state before the first token; None is empty.
         return_state: also return the state after the last token.
-        backend: ``"reference"`` (quadratic oracle), ``"chunked"`` (plain torch, linear cost) or ``"auto"``, the
-            fastest that runs on q's device.
+        backend: ``"reference"`` (quadratic oracle), ``"chunked"`` (plain torch, linear cost), ``"triton"`` (GPU kernels;
+            above degree 2 without states, as attention) or ``"auto"``: triton where it works, otherwise chunked.
 
     Returns:
         y [B, T, H, V] in q's dtype, or ``(y, (S, z))``: the state S [B, Hk, D_spow, V] and normaliser z
@@ -64,32 +71,28 @@ def power_attention(
         raise ValueError(f"chunk_size must be an integer of at least 1 token, got {chunk_size!r}")
 
     scale = q.shape[-1] ** -0.5 if scale is None else scale
+    stateful = initial_state is not None or return_state
+    options: dict[str, Any] = {
+        "degree": degree,
+        "scale": scale,
+        "normalization": normalization,
+        "initial_state": initial_state,
+        "return_state": return_state,
+    }
+    if _use_triton(backend, q, v, log_g, degree, normalization, stateful):
+        from icl_eval.kernels.power.fused import fused_power_attention
+
+        options["chunk_size"] = _kernel_chunk_size(chunk_size, q, v, degree, stateful)
+        function: Callable[..., Any] = fused_power_attention
+    elif backend == "reference":
+        function = reference_power_attention
+    else:
+        if degree > 2:
+            _check_memory(q, k, v, degree, chunk_size, stateful)
+        options["chunk_size"] = chunk_size or default_chunk_size(q.shape[-1], v.shape[-1], degree)
+        function = chunked_power_attention
     with torch.autocast(q.device.type, enabled=False):
-        if backend == "reference":
-            y, state = reference_power_attention(
-                q,
-                k,
-                v,
-                log_g,
-                degree=degree,
-                scale=scale,
-                normalization=normalization,
-                initial_state=initial_state,
-                return_state=return_state,
-            )
-        else:
-            y, state = chunked_power_attention(
-                q,
-                k,
-                v,
-                log_g,
-                degree=degree,
-                scale=scale,
-                normalization=normalization,
-                chunk_size=chunk_size or default_chunk_size(q.shape[-1], v.shape[-1], degree),
-                initial_state=initial_state,
-                return_state=return_state,
-            )
+        y, state = function(q, k, v, log_g, **options)
     if not return_state:
         return y
     assert state is not None
@@ -124,8 +127,53 @@ def power_attention_step(
     _check_tensors(q, k, v, log_g, leading=("B",))
     _check_state(state, q, k, v, degree, normalization)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
+    given = [q, k, v, log_g, *(state or ())]
+    differentiated = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in given)
+    if q.is_cuda and not differentiated and triton_problem(q, v, degree) is None:
+        from icl_eval.kernels.power.step import fused_step
+
+        return fused_step(q, k, v, log_g, state, degree=degree, scale=scale, normalization=normalization)
     with torch.autocast(q.device.type, enabled=False):
         return recurrent_step(q, k, v, log_g, state, degree=degree, scale=scale, normalization=normalization)
+
+
+def _use_triton(
+    backend: str, q: Tensor, v: Tensor, log_g: Tensor | None, degree: int, normalization: str, stateful: bool
+) -> bool:
+    if backend not in ("auto", "triton"):
+        return False
+    if backend == "auto" and not q.is_cuda:
+        return False
+    problem = triton_problem(q, v, degree)
+    if problem is None and stateful and degree > 2:
+        problem = f"above degree 2 the kernels compute attention alone, without states, got degree {degree}"
+    if backend == "triton":
+        if problem:
+            raise ValueError(f"backend='triton' cannot be used: {problem}; use backend='chunked'")
+        return True
+    return problem is None and works(q, v, degree, normalization, log_g is not None)
+
+
+def _kernel_chunk_size(chunk_size: int | None, q: Tensor, v: Tensor, degree: int, stateful: bool) -> int:
+    T = q.shape[1]
+    default = default_chunk_size(q.shape[-1], v.shape[-1], degree)
+    if degree > 2 or (chunk_size is None and not stateful and T <= ATTENTION_FORM_CHUNKS * default):
+        return T
+    return chunk_size or default
+
+
+def _check_memory(q: Tensor, k: Tensor, v: Tensor, degree: int, chunk_size: int | None, stateful: bool) -> None:
+    """Refuses states of high degree that no memory holds, before trying to allocate them."""
+    chunk = chunk_size or default_chunk_size(q.shape[-1], v.shape[-1], degree)
+    if (not stateful and q.shape[1] <= chunk) or not q.is_cuda:
+        return
+    state_bytes = 4 * k.shape[0] * k.shape[2] * expanded_dim(q.shape[-1], degree) * (v.shape[-1] + 1)
+    free_bytes = torch.cuda.mem_get_info(q.device)[0]
+    if state_bytes > free_bytes:
+        raise ValueError(
+            f"degree {degree} at head_dim {q.shape[-1]} needs a state of {state_bytes / 2**30:.1f} GiB, more than the "
+            f"{free_bytes / 2**30:.1f} GiB free on {q.device}; use a smaller degree or head_dim"
+        )
 
 
 def _check_options(degree: int, normalization: str) -> None:

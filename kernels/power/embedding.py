@@ -44,7 +44,7 @@ def power_embedding(x: Tensor, degree: int, kind: str = "spow", d_tile: int | No
         ValueError: as :func:`expanded_dim`.
     """
     d_tile = _check(x.shape[-1], degree, kind, d_tile)
-    index, weight = _multi_indices(x.shape[-1], degree, kind, d_tile, x.device)
+    index, weight = multi_indices(x.shape[-1], degree, kind, d_tile, x.device)
     features = x[..., index[0]]
     for factor in index[1:]:
         features = features * x[..., factor]
@@ -57,7 +57,7 @@ def spow_monomials(x: Tensor, degree: int) -> Tensor:
     With :func:`spow_weights` on the (smaller) state instead, and gathering whole rows of n tokens, this costs a
     fraction of :func:`power_embedding` on a CPU.
     """
-    index, _ = _multi_indices(x.shape[-2], degree, "spow", 1, x.device)
+    index, _ = multi_indices(x.shape[-2], degree, "spow", 1, x.device)
     features = x.index_select(-2, index[0]) if degree > 1 else x
     for factor in index[1:]:
         features = features * x.index_select(-2, factor)
@@ -66,11 +66,11 @@ def spow_monomials(x: Tensor, degree: int) -> Tensor:
 
 def spow_weights(head_dim: int, degree: int, device: torch.device) -> Tensor:
     """Square roots of the multiplicities of the ``spow`` features, float64 [D_spow]."""
-    return _multi_indices(head_dim, degree, "spow", 1, device)[1]
+    return multi_indices(head_dim, degree, "spow", 1, device)[1]
 
 
 @functools.lru_cache(maxsize=32)
-def _multi_indices(
+def multi_indices(
     head_dim: int, degree: int, kind: str, d_tile: int, device: torch.device
 ) -> tuple[tuple[Tensor, ...], Tensor]:
     """The multi-index of every feature, as ``degree`` rows of D element indices, and its weight [D] in float64."""

@@ -1,0 +1,108 @@
+"""Which backend runs a call, and why: the Triton kernels are used where they are known to work."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+import warnings
+
+import torch
+from torch import Tensor
+
+MAX_HEAD_DIM = 128
+MAX_DEGREE = 4
+MIN_CAPABILITY = (8, 0)
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+TOLERANCE = {torch.bfloat16: 2e-2, torch.float16: 2e-2, torch.float32: 1e-3}
+"""Largest relative error norm of a self-check against the chunked form in float32."""
+
+
+def triton_problem(q: Tensor, v: Tensor, degree: int) -> str | None:
+    """Why the Triton kernels cannot take these tensors, or None."""
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed"
+    if q.dtype not in DTYPES:
+        return f"the kernels compute in bfloat16, float16 or float32, not {q.dtype}"
+    if max(q.shape[-1], v.shape[-1]) > MAX_HEAD_DIM:
+        return f"the kernels take head and value dims up to {MAX_HEAD_DIM}, got {q.shape[-1]} and {v.shape[-1]}"
+    if degree > MAX_DEGREE:
+        return f"the kernels take degrees up to {MAX_DEGREE}, got {degree}"
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        return None
+    if not q.is_cuda:
+        return f"the kernels need a CUDA GPU, got tensors on {q.device}"
+    if torch.cuda.get_device_capability(q.device) < MIN_CAPABILITY:
+        return f"the kernels need compute capability 8.0, got {torch.cuda.get_device_capability(q.device)}"
+    return None
+
+
+def works(q: Tensor, v: Tensor, degree: int, normalization: str, gated: bool) -> bool:
+    """Whether the kernels pass a small self-check on this GPU at these sizes; warns once where they do not.
+
+    The check runs once a process for each setting, on 256 tokens, forward and backward. What it compiles, the call needs
+    too. While torch.compile is tracing nothing can be run, and the kernels are trusted.
+    """
+    if torch.compiler.is_compiling() or os.environ.get("TRITON_INTERPRET") == "1":
+        return True
+    if torch.cuda.is_current_stream_capturing():
+        return True
+    return _checked(q.device, q.dtype, q.shape[-1], v.shape[-1], degree, normalization, gated)
+
+
+@functools.cache
+def _checked(
+    device: torch.device, dtype: torch.dtype, head_dim: int, value_dim: int, degree: int, normalization: str, gated: bool
+) -> bool:
+    try:
+        error = self_check(device, dtype, head_dim, value_dim, degree, normalization, gated)
+        problem = None if error <= TOLERANCE[dtype] else f"a self-check is off by {error:.1e}"
+    except Exception as failure:  # a compiler or driver may fail in any way; the chunked form still gives the right result
+        problem = f"{type(failure).__name__}: {failure}"
+    if problem:
+        warnings.warn(
+            f"power_attention falls back to backend='chunked' for {dtype}, head_dim {head_dim}, value_dim {value_dim}, "
+            f"degree {degree} on {device}: {problem.splitlines()[0]}",
+            RuntimeWarning,
+            stacklevel=5,
+        )
+    return problem is None
+
+
+def self_check(
+    device: torch.device, dtype: torch.dtype, head_dim: int, value_dim: int, degree: int, normalization: str, gated: bool
+) -> float:
+    """Largest relative error norm of the kernels' output and gradients of q, k and v, against the chunked form in float32."""
+    from icl_eval.kernels.power.chunked import chunked_power_attention
+    from icl_eval.kernels.power.fused import STATE_DEGREES, fused_power_attention
+
+    T, chunk = 256, 128 if degree in STATE_DEGREES else 256
+    generator = torch.Generator(device).manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, device=device)
+
+    q, k = normal(1, T, 2, head_dim).to(dtype), normal(1, T, 1, head_dim).to(dtype)
+    v, dy = normal(1, T, 1, value_dim).to(dtype), normal(1, T, 2, value_dim).to(dtype)
+    log_g = torch.nn.functional.logsigmoid(normal(1, T, 1) + 4) if gated else None
+    results = []
+    with torch.enable_grad():
+        for function, x in (
+            (fused_power_attention, (q, k, v)),
+            (chunked_power_attention, (q.float(), k.float(), v.float())),
+        ):
+            leaves = [t.detach().requires_grad_() for t in x]
+            y, _ = function(
+                *leaves,
+                log_g,
+                degree=degree,
+                scale=head_dim**-0.5,
+                normalization=normalization,
+                chunk_size=chunk,
+                initial_state=None,
+                return_state=False,
+            )
+            results.append([y.detach(), *torch.autograd.grad(y, leaves, dy.to(y.dtype))])
+    errors = [(a.double() - b.double()).norm() / b.double().norm() for a, b in zip(*results, strict=True)]
+    largest = torch.stack(errors).max().item()
+    return largest if largest == largest else float("inf")

@@ -1,0 +1,72 @@
+"""Launch settings of the Triton kernels: a small table, so that nothing is measured on the default path."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launch:
+    """Settings of one kernel: its tile sizes by their name in the kernel, warps and pipeline stages of a program."""
+
+    tiles: tuple[tuple[str, int], ...]
+    num_warps: int
+    num_stages: int
+
+    @property
+    def options(self) -> dict[str, int]:
+        """Keyword arguments of the launch."""
+        return {**dict(self.tiles), "num_warps": self.num_warps, "num_stages": self.num_stages}
+
+
+def launch(num_warps: int, num_stages: int, **tiles: int) -> Launch:
+    return Launch(tiles=tuple(tiles.items()), num_warps=num_warps, num_stages=num_stages)
+
+
+TABLE: dict[tuple[str, str, int, int], Launch] = {
+    ("sm90", "update_state", 64, 64): launch(4, 2, COUNT=4, BT=64, STAGES=2),
+    ("sm90", "forward", 64, 64): launch(4, 3, BM=128, BN=64, STAGES=4),
+    ("sm90", "query_gradient", 64, 64): launch(4, 3, BM=128, BN=64, STAGES=4),
+    ("sm90", "key_value_gradient", 64, 64): launch(4, 3, BK=64, BQ=64, STAGES=3),
+    ("sm90", "update_state", 32, 32): launch(1, 3, COUNT=4, BT=64, STAGES=3),
+    ("sm90", "forward", 32, 32): launch(4, 3, BM=128, BN=64, STAGES=4),
+    ("sm90", "query_gradient", 32, 32): launch(4, 3, BM=128, BN=64, STAGES=4),
+    ("sm90", "key_value_gradient", 32, 32): launch(4, 3, BK=128, BQ=32, STAGES=4),
+}
+"""(architecture, kernel, head_dim, value_dim) to the settings for bfloat16, as ``python -m icl_eval.kernels.power.tune``
+measured them. To extend it, run that command and paste the lines it prints."""
+
+
+def settings(kernel: str, head_dim: int, value_dim: int, dtype: torch.dtype, device: torch.device) -> Launch:
+    """The table's entry for a kernel, or a setting that fits every shape."""
+    if dtype == torch.bfloat16:
+        measured = TABLE.get((architecture(device), kernel, head_dim, value_dim))
+        if measured is not None:
+            return measured
+    return fallback(kernel, head_dim, value_dim, dtype)
+
+
+def fallback(kernel: str, head_dim: int, value_dim: int, dtype: torch.dtype) -> Launch:
+    """Settings sized to fit registers and 100 KB of shared memory at any supported shape."""
+    wide = max(head_dim, value_dim) > 64 or dtype != torch.bfloat16
+    if kernel == "update_state":
+        return launch(4, 2, COUNT=1 if wide else 2, BT=32 if wide else 64, STAGES=2)
+    if kernel == "forward":
+        return launch(4, 2, BM=64, BN=32 if wide else 64, STAGES=2)
+    if kernel == "query_gradient":
+        return launch(4, 2, BM=64, BN=32, STAGES=2)
+    if kernel == "key_value_gradient":
+        return launch(4, 2, BK=64, BQ=32, STAGES=2)
+    raise KeyError(kernel)
+
+
+@functools.cache
+def architecture(device: torch.device) -> str:
+    """For example ``sm90``; ``cpu`` under Triton's interpreter."""
+    if device.type != "cuda":
+        return device.type
+    major, minor = torch.cuda.get_device_capability(device)
+    return f"sm{major}{minor}"
