@@ -8,16 +8,13 @@ from icl_eval import Arm, Budget, Experiment, Training
 
 def mixers(width: int, num_heads: int, rotary_base: float | None, longest_memory: float) -> dict[str, MixerConfig]:
     """The four arms at one geometry. The window's state is equal to power's, up to less than one token."""
-    geometry = {"width": width, "num_heads": num_heads, "rotary_base": rotary_base}
+    softmax = Softmax(width=width, num_heads=num_heads, rotary_base=rotary_base)
     memory = (longest_memory / 16, longest_memory)
-    power = Power(**geometry, degree=2, gate_timescale_tokens=memory)
-    elements_a_token = 2 * width
-    return {
-        "exponential": Softmax(**geometry),
-        "window": Window(**geometry, window=power.state_size(1).mathematical // elements_a_token),
-        "linear": Linear(**geometry, gate_timescale_tokens=memory),
-        "power": power,
-    }
+    power = Power(width=width, num_heads=num_heads, rotary_base=rotary_base, gate_timescale_tokens=memory)
+    linear = Linear(width=width, num_heads=num_heads, rotary_base=rotary_base, gate_timescale_tokens=memory)
+    tokens = power.state_size(1).mathematical // softmax.state_size(1).mathematical
+    window = Window(width=width, num_heads=num_heads, rotary_base=rotary_base, window=tokens)
+    return {"exponential": softmax, "window": window, "linear": linear, "power": power}
 
 
 def arms(
@@ -39,22 +36,23 @@ def arms(
 def experiment() -> Experiment:
     """Recall of 32 pairs, which needs state; and bytes of Python source, which at this scale hardly need any."""
     recall = arms(
-        MQAR(seq_len=192, vocab_size=128, num_pairs=32),
+        MQAR(seq_len=192, vocab_size=128, num_pairs=32, random_filler=False),
         mixers(width=32, num_heads=2, rotary_base=None, longest_memory=8192.0),
         Transformer(mlp_ratio=2.0, short_conv=4),
         Training(batch_size=16, learning_rate=5e-3, final_learning_rate=5e-4, warmup_tokens=100_000, betas=(0.9, 0.95)),
-        Budget(flops=9e11),
+        Budget(flops=5e11),
     )
     text = arms(
         SourceCode(seq_len=512),
         mixers(width=64, num_heads=4, rotary_base=10_000.0, longest_memory=1024.0),
         Transformer(mlp_ratio=2.0, short_conv=4),
-        Training(batch_size=8, learning_rate=5e-3, final_learning_rate=5e-4, warmup_tokens=100_000, betas=(0.9, 0.95)),
-        Budget(flops=6e11),
+        Training(batch_size=4, learning_rate=5e-3, final_learning_rate=5e-4, warmup_tokens=100_000, betas=(0.9, 0.95)),
+        Budget(flops=5e11),
     )
     return Experiment(
         name="quickstart",
-        question="At equal training FLOPs, what does an attention type's state buy it, on recall and on long documents?",
+        question="At equal training FLOPs, what does the state of an attention type buy, on recall and on long text?",
         arms=(*recall, *text),
-        eval_sequences=256,
+        eval_sequences=128,
+        eval_batch_size=32,
     )

@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from icl_eval.budget import BACKWARD_FACTOR, Budget, Schedule
@@ -15,7 +15,7 @@ from icl_eval.tasks import Task
 
 @dataclass(frozen=True, kw_only=True)
 class Training(Config):
-    """AdamW with linear warm-up and a cosine decay over the arm's own horizon. The defaults are the paper's (section 4).
+    """AdamW, linear warm-up, cosine decay over the arm's own horizon. Defaults are the paper's (section 4).
 
     Attributes:
         batch_size: sequences a step, over all processes.
@@ -73,7 +73,7 @@ class Arm(Config):
     name: str
     task: Task
     model: ModelConfig
-    training: Training = Training()
+    training: Training = field(default_factory=Training)
     budget: Budget
 
     def __post_init__(self) -> None:
@@ -159,7 +159,7 @@ class Experiment(Config):
         }
 
     def fingerprint(self, **circumstances: Any) -> str:
-        """Eight hexadecimal digits of all that determines the numbers, but for the seeds, which have folders of their own.
+        """Eight hexadecimal digits of all that determines the numbers; seeds have folders of their own.
 
         Args:
             circumstances: what the config leaves open (device, precision, hashes of the data), JSON-ready.

@@ -34,8 +34,8 @@ def measure(
 ) -> Measurement:
     """Losses of a :class:`ScoredLoss` on the first ``num_sequences`` held-out sequences.
 
-    Batches are shared out over the processes, and each gets the whole sums. The logits of a long sequence never exist at
-    once.
+    Batches are shared out over the processes, and each gets the whole sums. The logits of a long sequence never exist
+    at once.
     """
     batches = [source.batch("heldout", index, batch_size) for index in range(num_sequences // batch_size)]
     documents = np.unique(np.concatenate([batch.document.numpy() for batch in batches]))
@@ -55,8 +55,19 @@ def measure(
             total += np.bincount(position, weights, num_positions)
         for total, weights in zip(by_document, (values, hits, np.ones_like(values)), strict=True):
             total += np.bincount(cell, weights, len(total))
-    by_position, by_document = (_reduce(total, accelerator) for total in (by_position, by_document))
-    return Measurement(*by_position, documents, edges, *by_document.reshape(3, len(documents), num_bins))
+    nll_sum, nll_square_sum, hit_sum, count = _reduce(by_position, accelerator)
+    document_nll, document_hits, document_count = _reduce(by_document, accelerator).reshape(3, -1, num_bins)
+    return Measurement(
+        nll_sum=nll_sum,
+        nll_square_sum=nll_square_sum,
+        correct=hit_sum,
+        count=count,
+        documents=documents,
+        bin_edges=edges,
+        document_nll_sum=document_nll,
+        document_correct=document_hits,
+        document_count=document_count,
+    )
 
 
 def _reduce(total: np.ndarray, accelerator: Accelerator) -> np.ndarray:

@@ -91,7 +91,7 @@ def plot_loss_by_position(runs: Sequence[Run]) -> Figure:
         optimum = task.optimum(positions)
         if optimum is not None:
             ax.plot(positions, optimum, color="0.3", ls="--", lw=1, label="best possible")
-        ax.axhline(task.chance(), color="0.3", ls=":", lw=1, label="chance")
+            ax.axhline(task.chance(), color="0.3", ls=":", lw=1, label="chance")
         ax.set(xlabel=task.position_label, ylabel="held-out loss (nats per scored token)")
         _log_axis(ax)
 
@@ -163,7 +163,8 @@ def _title(task: Task) -> str:
 
 def _styles(groups: Sequence[Group]) -> list[dict]:
     """Colour and marker of each arm; an arm whose mixer another has taken in this panel keeps the colour, dashed."""
-    styles, taken = [], []
+    styles: list[dict] = []
+    taken: list[str] = []
     for group in groups:
         mixer = group.arm.model.mixers[0].name
         color = _COLORS.get(mixer, _OTHERS[crc32(mixer.encode()) % len(_OTHERS)])
@@ -174,12 +175,14 @@ def _styles(groups: Sequence[Group]) -> list[dict]:
 
 
 def _log_axis(ax: Axes, base: int = 2) -> None:
+    sns.despine(ax=ax)
+    if not np.isfinite(ax.dataLim.minposx):
+        return
     ax.set_xscale("log", base=base)
     if base == 2:
         ax.xaxis.set_major_locator(LogLocator(base=2, numticks=9))
         ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
     ax.xaxis.set_minor_formatter(NullFormatter())
-    sns.despine(ax=ax)
 
 
 def _legend(ax: Axes) -> None:

@@ -1,6 +1,7 @@
 """Losses by position: the sums that a measurement leaves behind, and the log-spaced bins they are read in."""
 
 import io
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Self
 
@@ -10,13 +11,14 @@ BINS_PER_OCTAVE = 2
 
 
 def log_bin_edges(num_positions: int) -> np.ndarray:
-    """Edges 0, 1, 2, 3, 4, 6, 8, 12, 16, 24, … of bins ``[edge, next)`` that cover ``[0, num_positions)``.
+    """Edges of bins ``[edge, next)`` that cover ``[0, num_positions)``: 0, 1, 2, 3, 4, 5-6, 7-8, 9-11, 12-16, 17-23, …
 
-    The bins have equal width on a log axis as soon as integers allow, as in the paper's section 4.
+    The bins have equal width on a log axis as soon as integers allow, as in the paper's section 4, and end at powers
+    of two.
     """
     octaves = np.ceil(np.log2(max(num_positions, 2)))
-    edges = np.round(2 ** (np.arange(octaves * BINS_PER_OCTAVE + 1) / BINS_PER_OCTAVE)).astype(np.int64)
-    edges = np.unique(np.concatenate([[0], edges]))
+    ends = np.round(2 ** (np.arange(octaves * BINS_PER_OCTAVE + 1) / BINS_PER_OCTAVE)).astype(np.int64)
+    edges = np.unique(np.concatenate([[0, 1], ends + 1]))
     return np.append(edges[edges < num_positions], num_positions)
 
 
@@ -87,7 +89,6 @@ class Positions:
 
 
 _ONCE = ("count", "documents", "bin_edges", "document_count")
-_SPENT = ("step", "tokens", "flops", "seconds")
 
 
 def _stacked(positions: Positions, name: str, keep: np.ndarray) -> np.ndarray:
@@ -95,16 +96,13 @@ def _stacked(positions: Positions, name: str, keep: np.ndarray) -> np.ndarray:
     return values if name in _ONCE else values[keep]
 
 
-def append(
-    positions: Positions | None, measurement: Measurement, *, step: int, tokens: int, flops: float, seconds: float
-) -> Positions:
-    """``positions`` (or nothing yet) with one more point."""
-    spent = {"step": step, "tokens": tokens, "flops": flops, "seconds": seconds}
+def append(positions: Positions | None, measurement: Measurement, spent: Mapping[str, float]) -> Positions:
+    """``positions`` (or nothing yet) with one more point, measured after ``spent``: step, tokens, flops and seconds."""
     arrays = {}
     for name in (f.name for f in fields(Positions)):
         if name in _ONCE:
             arrays[name] = getattr(measurement, name)
             continue
-        new = np.array([spent[name] if name in _SPENT else getattr(measurement, name)])
+        new = np.array([spent[name] if name in spent else getattr(measurement, name)])
         arrays[name] = new if positions is None else np.concatenate([getattr(positions, name), new])
     return Positions(**arrays)

@@ -31,12 +31,14 @@ def run_experiment(
 ) -> Path:
     """Train and measure all arms and seeds; returns the experiment's folder, ``out/NAME-HASH``.
 
-    Everything that could be wrong with the experiment is found before anything is trained. Runs that are done are reused.
+    Everything that could be wrong with the experiment is found before anything is trained. Runs that are done are
+    reused.
 
     Args:
         experiment: what to run.
         out: where the experiment's folder goes.
-        device: ``"auto"`` (a CUDA GPU if there is one), ``"cpu"`` or ``"cuda"``. GPUs train in bfloat16, CPUs in float32.
+        device: ``"auto"`` (a CUDA GPU if there is one), ``"cpu"`` or ``"cuda"``. GPUs train in bfloat16, CPUs in
+            float32.
         checkpoint_seconds: time between checkpoints.
         on_start: called with arm, seed and steps before each run that is not done.
         on_progress: called during each run with steps taken and mean loss.

@@ -117,7 +117,8 @@ class Run:
             ``costs``, ``device``, ``precision``.
         env: ``env.json``.
         data: ``data.json``.
-        status: ``DONE``: ``status`` is ``"complete"`` or ``"nan"``, with the ``step`` and ``seconds`` at which it ended.
+        status: ``DONE``: ``status`` is ``"complete"`` or ``"nan"``, with the ``step`` and ``seconds`` at which it
+            ended.
     """
 
     path: Path

@@ -1,6 +1,7 @@
 """Estimates with intervals from measured positions: paired bootstrap over held-out documents, seeds nested.
 
-Every function takes the runs of one arm, one :class:`Positions` a seed, measured on the same documents. Resamples are drawn
+Every function takes the runs of one arm, one :class:`Positions` a seed, measured on the same documents. Resamples are
+drawn
 from a fixed stream, so that two arms measured on the same documents are resampled alike: their differences are paired.
 """
 
@@ -75,12 +76,13 @@ def overall(runs: Sequence[Positions], metric: Metric = "nll", snapshot: int = -
 def best_context_loss(runs: Sequence[Positions], snapshot: int = -1) -> BestContext:
     """Loss (nats) in the best bin: every second document chooses the bin, the others give its loss.
 
-    A minimum over noisy bins would flatter; a bin chosen elsewhere does not. Bins that lack scored tokens in either half
-    are passed over.
+    A minimum over noisy bins would flatter; a bin chosen elsewhere does not. Only bins that at least half as many
+    documents reach as the fullest bin can be chosen.
     """
     sums, counts = _by_document(runs, "nll", snapshot)
     choose, judge = slice(0, None, 2), slice(1, None, 2)
-    eligible = (counts[choose].sum(axis=0) > 0) & (counts[judge].sum(axis=0) > 0)
+    coverage = np.minimum((counts[choose] > 0).mean(axis=0), (counts[judge] > 0).mean(axis=0))
+    eligible = coverage >= max(coverage.max() / 2, 1e-9)
     means = np.full(counts.shape[1], np.inf)
     chosen_sums = sums[:, choose].mean(axis=0).sum(axis=0)
     means[eligible] = chosen_sums[eligible] / counts[choose].sum(axis=0)[eligible]
@@ -88,6 +90,14 @@ def best_context_loss(runs: Sequence[Positions], snapshot: int = -1) -> BestCont
     estimate = _bootstrap(sums[:, judge, best, None], counts[judge, best, None])
     edges = runs[0].bin_edges
     return BestContext(Estimate(*(bound[0] for bound in estimate)), int(edges[best]), int(edges[best + 1]) - 1)
+
+
+def context_gain(runs: Sequence[Positions], early: int, snapshot: int = -1) -> Estimate:
+    """What context is worth (nats): loss in the bin of position ``early`` less the loss in the last bin."""
+    sums, counts = _by_document(runs, "nll", snapshot)
+    at = int(np.searchsorted(runs[0].bin_edges, early, side="right")) - 1
+    first, last = (_resampled(sums[:, :, bin, None], counts[:, bin, None]) for bin in (at, -1))
+    return Estimate(*(bound[0] for bound in _interval(first.value - last.value, first.resamples - last.resamples)))
 
 
 def _by_document(runs: Sequence[Positions], metric: Metric, snapshot: int) -> tuple[np.ndarray, np.ndarray]:
@@ -102,15 +112,30 @@ def _by_document(runs: Sequence[Positions], metric: Metric, snapshot: int) -> tu
     return np.stack([s[snapshot] for s in sums]), first.document_count
 
 
+class _Ratio(NamedTuple):
+    value: np.ndarray
+    resamples: np.ndarray
+
+
 def _bootstrap(sums: np.ndarray, counts: np.ndarray) -> Estimate:
-    """Ratio of sums ``[seeds, N, bins]`` to counts ``[N, bins]``, resampling documents, and seeds where there are several."""
+    return _interval(*_resampled(sums, counts))
+
+
+def _resampled(sums: np.ndarray, counts: np.ndarray) -> _Ratio:
+    """Ratio of sums ``[seeds, N, bins]`` to counts ``[N, bins]``, resampling documents and, if several, seeds.
+
+    Gives the ratios ``[bins]`` and their resamples ``[RESAMPLES, bins]``.
+    """
     num_seeds, num_documents, _ = sums.shape
     rng = np.random.default_rng(0)
     weights = rng.multinomial(num_documents, np.full(num_documents, 1 / num_documents), RESAMPLES)
     seeds = rng.multinomial(num_seeds, np.full(num_seeds, 1 / num_seeds), RESAMPLES) / num_seeds
     resampled = np.einsum("rs,srb->rb", seeds, weights @ sums)
     with np.errstate(invalid="ignore", divide="ignore"):
-        ratios = resampled / (weights @ counts)
+        return _Ratio(sums.mean(axis=0).sum(axis=0) / counts.sum(axis=0), resampled / (weights @ counts))
+
+
+def _interval(value: np.ndarray, resamples: np.ndarray) -> Estimate:
     tail = 100 * (1 - CONFIDENCE) / 2
-    low, high = np.nanpercentile(ratios, [tail, 100 - tail], axis=0)
-    return Estimate(sums.mean(axis=0).sum(axis=0) / counts.sum(axis=0), low, high)
+    low, high = np.nanpercentile(resamples, [tail, 100 - tail], axis=0)
+    return Estimate(value, low, high)

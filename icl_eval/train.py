@@ -20,7 +20,7 @@ LOG_EVERY_STEPS = 10
 """Steps between lines of metrics; losses are read from the device, and checkpoints written, only then."""
 
 
-class Diverged(ArithmeticError):
+class DivergedError(ArithmeticError):
     """The loss is NaN or infinite."""
 
 
@@ -96,7 +96,7 @@ def train_arm(
                     folder.log(row)
                 on_progress(step, mean_loss)
                 if not math.isfinite(mean_loss):
-                    raise Diverged(f"training loss is {mean_loss}")
+                    raise DivergedError(f"training loss is {mean_loss}")
                 if step in measure_after:
                     measurement = measure(
                         model,
@@ -107,8 +107,8 @@ def train_arm(
                         accelerator=accelerator,
                     )
                     if not math.isfinite(measurement.nll_sum.sum()):
-                        raise Diverged("held-out loss is not finite")
-                    positions = append(positions, measurement, **spent())
+                        raise DivergedError("held-out loss is not finite")
+                    positions = append(positions, measurement, spent())
                     if accelerator.is_main_process:
                         folder.save_positions(positions)
                 due = time.perf_counter() - last_checkpoint >= checkpoint_seconds
@@ -117,7 +117,7 @@ def train_arm(
                     last_checkpoint = time.perf_counter()
                 started = time.perf_counter()
         how = {"status": "complete"}
-    except Diverged as error:
+    except DivergedError as error:
         how = {"status": "nan", "reason": f"{error} after step {step}"}
     if accelerator.is_main_process:
         folder.finish(**how, step=step, seconds=seconds)

@@ -14,7 +14,7 @@ class StateSize(NamedTuple):
     mathematical: int
     stored: int
 
-    def __add__(self, other: tuple) -> "StateSize":  # type: ignore[override]
+    def __add__(self, other: tuple) -> "StateSize":
         return StateSize(*(mine + theirs for mine, theirs in zip(self, other, strict=True)))
 
     def __mul__(self, factor: int) -> "StateSize":  # type: ignore[override]
@@ -41,7 +41,7 @@ class Flops(NamedTuple):
         """WSFR (paper section 3): weight FLOPs for one state FLOP; infinite without state."""
         return self.weight / self.state if self.state else float("inf")
 
-    def __add__(self, other: tuple) -> "Flops":  # type: ignore[override]
+    def __add__(self, other: tuple) -> "Flops":
         return Flops(*(mine + theirs for mine, theirs in zip(self, other, strict=True)))
 
     def __mul__(self, factor: float) -> "Flops":  # type: ignore[override]

@@ -3,7 +3,7 @@
 import hashlib
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -27,7 +27,8 @@ class ModelConfig(Config):
     Attributes:
         vocab_size: tokens of the vocabulary.
         num_layers: layers.
-        mixers: the layers' mixers, repeated in this order as often as needed: one for a uniform model, several for a hybrid.
+        mixers: the layers' mixers, repeated in this order as often as needed: one for a uniform model, several for a
+            hybrid.
         backbone: the layer around the mixer.
         tied_embeddings: use the embedding matrix as the head.
     """
@@ -35,7 +36,7 @@ class ModelConfig(Config):
     vocab_size: int = 256
     num_layers: int = 2
     mixers: tuple[MixerConfig, ...] = (Power(),)
-    backbone: Transformer = Transformer()
+    backbone: Transformer = field(default_factory=Transformer)
     tied_embeddings: bool = False
 
     def __post_init__(self) -> None:
@@ -65,7 +66,7 @@ class ModelConfig(Config):
         return " + ".join(dict.fromkeys(mixer.label for mixer in self.mixers))
 
     def build(self, seed: int = 0) -> "LanguageModel":
-        """The model, initialised so that parameters of equal name and shape are equal for equal seeds, whatever the mixer."""
+        """The model; parameters of equal name and shape start equal for equal seeds, whatever the mixer."""
         model = LanguageModel(self)
         initialize(model, seed)
         return model
@@ -86,7 +87,7 @@ class ModelConfig(Config):
 
 
 class LanguageModel(nn.Module):
-    """Module of :class:`ModelConfig`. A state is a tuple of one state a layer; ``None`` stands before the first token."""
+    """Module of :class:`ModelConfig`. A state is a tuple of one a layer; ``None`` stands before the first token."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -172,8 +173,9 @@ class LanguageModel(nn.Module):
 def initialize(model: LanguageModel, seed: int) -> None:
     """Draw every matrix from a stream of its own, keyed by seed and parameter name; vectors keep their fixed start.
 
-    Matrices are normal with variance 1 / fan-in, those that write to the residual stream smaller by ``sqrt(2 · layers)``
-    (Radford et al., 2019); embeddings have standard deviation 0.02; gates start without dependence on the data.
+    Matrices are normal with variance 1 / fan-in, those that write to the residual stream smaller by
+    ``sqrt(2 · layers)`` (Radford et al., 2019); embeddings have standard deviation 0.02; gates start without dependence
+    on the data.
     """
     residual = 1 / math.sqrt(2 * model.config.num_layers)
     with torch.no_grad():

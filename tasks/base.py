@@ -19,7 +19,8 @@ class Batch(NamedTuple):
 
     Attributes:
         tokens: int64 ``[B, T]``, the model's input.
-        targets: int64 ``[B, T]``; ``targets[b, t]`` is to be predicted from ``tokens[b, : t + 1]``. Free where unscored.
+        targets: int64 ``[B, T]``; ``targets[b, t]`` is to be predicted from ``tokens[b, : t + 1]``. Free where
+            unscored.
         scored: bool ``[B, T]``; losses and accuracies count these positions only.
         position: int64 ``[B, T]``, the axis on which the task reports, at least 0. Free where unscored.
         document: int64 ``[B]``, the independent unit of resampling that each sequence belongs to.
@@ -59,7 +60,7 @@ class Task(Config, ABC):
     seq_len: int = 256
     name: ClassVar[str]
     version: ClassVar[int]
-    position_label: ClassVar[str] = "position in the context (tokens)"
+    position_label: ClassVar[str] = "context seen (tokens)"
 
     @property
     @abstractmethod
@@ -69,7 +70,7 @@ class Task(Config, ABC):
     @property
     def num_positions(self) -> int:
         """Positions lie in ``[0, num_positions)``."""
-        return self.seq_len
+        return self.seq_len + 1
 
     @abstractmethod
     def build(self, seed: int) -> Source:

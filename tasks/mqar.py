@@ -11,9 +11,9 @@ from icl_eval.tasks.base import Batch, Split, Task, generator, to_tensor
 class MQAR(Task):
     """Multi-query associative recall (Arora et al., "Zoology", 2023).
 
-    N pairs ``k1 v1 … kN vN`` of distinct keys and distinct values, then two-token slots; every key stands once more, first
-    in a slot of its own, and its value is to be predicted there. The answer is never shown. With ``num_pairs=2``,
-    ``vocab_size=16`` (keys 1-7, values 8-15) and ``seq_len=10``, a sequence is
+    N pairs ``k1 v1 … kN vN`` of distinct keys and distinct values, then two-token slots; every key stands once more,
+    first in a slot of its own, and its value is to be predicted there. The answer is never shown. With
+    ``num_pairs=2``, ``vocab_size=16`` (keys 1-7, values 8-15) and ``seq_len=10``, a sequence is
 
         tokens    3  12   5   9 |  7  2 |  5  1 |  3 14
         targets   .   .   .   . |  .  . |  9  . | 12  .
@@ -25,8 +25,8 @@ class MQAR(Task):
     Attributes:
         num_pairs: N, what the state has to hold: about ``N · log2(vocab_size / 2)`` bits.
         vocab_size: keys come from the lower half (without token 0), values from the upper.
-        query_decay: slot g is drawn with weight ``(g + 1) ** (query_decay - 1)``: 1 spreads the queries evenly, Zoology's
-            0.01 puts most of them early.
+        query_decay: slot g is drawn with weight ``(g + 1) ** (query_decay - 1)``: 1 spreads the queries evenly,
+            Zoology's 0.01 puts most of them early.
         random_filler: fill the rest of the query area with random tokens, else with token 0.
     """
 

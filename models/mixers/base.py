@@ -19,7 +19,8 @@ class MixerConfig(Config, ABC):
     Attributes:
         width: channels C of the model.
         num_heads: query heads H; ``head_dim`` is ``width / num_heads``, for keys and values alike.
-        num_kv_heads: key-value heads, each serving ``num_heads / num_kv_heads`` query heads; ``None`` means ``num_heads``.
+        num_kv_heads: key-value heads, each serving ``num_heads / num_kv_heads`` query heads; ``None`` means
+            ``num_heads``.
         rotary_base: base of the rotary position embedding of queries and keys; ``None`` leaves positions out.
         qk_norm: normalise queries and keys per head (RMS, learned scale) before the rotary embedding.
         name: the mixer's name on the command line.

@@ -10,8 +10,8 @@ from icl_eval.models.mixers.power import Power
 class Linear(Power):
     """Gated linear attention: weights ``q·k`` with their sign, and an RMS norm on each head's output.
 
-    The kernel of degree 1 can be negative, so there is no row sum to divide by; the norm takes its place, as in RetNet and
-    gated linear attention.
+    The kernel of degree 1 can be negative, so there is no row sum to divide by; the norm takes its place, as in RetNet
+    and gated linear attention.
     """
 
     name: ClassVar[str] = "linear"

@@ -32,8 +32,8 @@ class Power(MixerConfig):
 
     Attributes:
         degree: p; the state holds ``C(head_dim + p - 1, p)`` rows a head.
-        normalization: ``"row_sum"`` divides by the sum of the weights (even degrees, as in the paper); ``"none"`` leaves the
-            weights signed and normalises the output of each head instead (RMS, learned scale): any degree.
+        normalization: ``"row_sum"`` divides by the sum of the weights (even degrees, as in the paper); ``"none"``
+            leaves the weights signed and normalises the output of each head instead (RMS, learned scale): any degree.
         gated: a learned, data-dependent forgetting factor ``sigmoid(w·x + b)`` per key-value head and token.
         gate_timescale_tokens: shortest and longest memory of the heads at initialisation, log-spaced over the heads.
         chunk_size: tokens a chunk in the chunked form; ``None`` takes the kernels' default.

@@ -19,7 +19,7 @@ class KVCache(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Softmax(MixerConfig):
-    """Exponential attention (paper section 2): weights ``exp(q·k / sqrt(D))``, normalised; the state is the KV cache."""
+    """Exponential attention (paper section 2): weights ``exp(q·k / sqrt(D))``; the state is the KV cache."""
 
     name: ClassVar[str] = "softmax"
 

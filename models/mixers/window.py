@@ -15,8 +15,8 @@ from torch.nn import functional as F
 class Window(MixerConfig):
     """Window-w attention (paper section 2): exponential attention over the last w keys, the query's own included.
 
-    Sequences are computed in blocks of w queries, each over its own and the previous block of keys; the masked half of those
-    products is executed but not counted.
+    Sequences are computed in blocks of w queries, each over its own and the previous block of keys; the masked half of
+    those products is executed but not counted.
 
     Attributes:
         window: w, in tokens.
@@ -69,7 +69,7 @@ class WindowMixer(Mixer):
 
 def _blocked(q: Tensor, k: Tensor, v: Tensor, w: int, past: int) -> Tensor:
     """Window attention of T queries, the first of them following ``past`` of the ``past + T`` keys."""
-    B, T, H, D = q.shape
+    B, T = q.shape[:2]
     blocks = -(-T // w)
     tail = blocks * w - T
     q = F.pad(q, (0, 0, 0, 0, 0, tail)).unflatten(1, (blocks, w))
@@ -83,5 +83,5 @@ def _blocked(q: Tensor, k: Tensor, v: Tensor, w: int, past: int) -> Tensor:
     mask = (key > query) & (key <= query + w)
     exists = (torch.arange(blocks, device=q.device)[:, None] * w + key) >= w - past
     mask = (mask & exists[:, None]).repeat(B, 1, 1)[:, None]
-    y = sdpa(q.flatten(0, 1), *spans, mask)
+    y = sdpa(q.flatten(0, 1), spans[0], spans[1], mask)
     return y.unflatten(0, (B, blocks)).flatten(1, 2)[:, :T]

@@ -44,9 +44,10 @@ class Corpus:
 class WindowSource:
     """Windows of ``seq_len`` tokens of a corpus, each predicting the token that follows every one of its tokens.
 
-    Training windows start anywhere, uniformly over all possible starts. Held-out windows do not overlap, start at an offset
-    of their document's own (so that position carries no document structure), and come in rounds of one window per document,
-    so that any prefix of them covers as many documents as it can. Documents of ``seq_len`` tokens or fewer are left out.
+    Training windows start anywhere, uniformly over all possible starts. Held-out windows do not overlap, start at an
+    offset of their document's own (so that position carries no document structure), and come in rounds of one window
+    per document, so that any prefix of them covers as many documents as it can. Documents of ``seq_len`` tokens or
+    fewer are left out.
 
     Raises:
         ValueError: no document of a split is long enough.
@@ -65,7 +66,7 @@ class WindowSource:
         if not (sizes > self.seq_len).any():
             longest = max(sizes, default=0)
             raise ValueError(
-                f"seq_len = {self.seq_len}: no {split} document is longer than that (the longest has {longest:,} tokens)"
+                f"seq_len = {self.seq_len}: no {split} document is longer (the longest has {longest:,} tokens)"
             )
         return members[sizes > self.seq_len]
 
@@ -94,8 +95,8 @@ class WindowSource:
             document = self._train[row]
             begin = self.corpus.firsts[document] + self._train_ends[row] - 1 - pick
         window = to_tensor(self.corpus.tokens[begin[:, None] + np.arange(self.seq_len + 1)])
-        position = torch.arange(self.seq_len).expand(batch_size, -1)
-        return Batch(window[:, :-1], window[:, 1:], position >= 0, position, to_tensor(document))
+        position = torch.arange(1, self.seq_len + 1).expand(batch_size, -1)
+        return Batch(window[:, :-1], window[:, 1:], position > 0, position, to_tensor(document))
 
     def num_sequences(self, split: Split) -> int | None:
         return len(self._heldout) if split == "heldout" else None

@@ -18,14 +18,14 @@ class SourceCode(Task):
     """Next-byte prediction on the standard library and site-packages of the running interpreter.
 
     Every top-level package or module is a document: its ``.py`` files in path order, one after the other, cut at
-    ``max_document_bytes``. A package is held out if a hash of its name falls below ``heldout_fraction``, so the split does
-    not change when other packages come or go. The corpus is always there, but differs between environments: its manifest
-    (files, bytes, hash) identifies it. With ``seq_len=8``, a window of some document is
+    ``max_document_bytes``. A package is held out if a hash of its name falls below ``heldout_fraction``, so the split
+    does not change when other packages come or go. The corpus is always there, but differs between environments: its
+    manifest (files, bytes, hash) identifies it. With ``seq_len=8``, a window of some document is
 
         tokens     d  e  f  _  m  a  i  n
         targets    e  f  _  m  a  i  n  (
         scored     1  1  1  1  1  1  1  1
-        position   0  1  2  3  4  5  6  7
+        position   1  2  3  4  5  6  7  8
 
     Attributes:
         max_document_bytes: cut of a document, so that no package dominates.

@@ -1,0 +1,109 @@
+"""The command line as a user types it."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from icl_eval.cli import main
+
+USER_FILE = '''
+from dataclasses import dataclass
+from typing import ClassVar
+
+from icl_eval import Arm, Budget, Experiment, Training
+from icl_eval.models import ModelConfig, Softmax
+from icl_eval.tasks import MQAR
+
+
+@dataclass(frozen=True, kw_only=True)
+class HarderMQAR(MQAR):
+    """A task of the user's own."""
+
+    name: ClassVar[str] = "harder_mqar"
+
+
+def experiment():
+    task = HarderMQAR(seq_len=32, vocab_size=32, num_pairs=4)
+    model = ModelConfig(vocab_size=32, num_layers=1, mixers=(Softmax(width=16, num_heads=2),))
+    arm = Arm(name="mine", task=task, model=model, training=Training(batch_size=4), budget=Budget(tokens=2560))
+    return Experiment(name="my-own", question="Mine?", arms=(arm,), eval_sequences=8, eval_batch_size=8, snapshots=3)
+'''
+
+
+def icl_eval(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, *arguments: object
+) -> tuple[int, str, str]:
+    """Exit status, standard output and standard error."""
+    monkeypatch.setattr(sys, "argv", ["icl-eval", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    return (stop.value.code or 0, *capsys.readouterr())  # type: ignore[return-value]
+
+
+def test_list_names_everything(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    code, out, _ = icl_eval(monkeypatch, capsys, "list")
+    assert code == 0
+    for name in ("quickstart", "mqar", "source_code", "softmax", "window", "linear", "power"):
+        assert f"  {name} " in out
+
+
+def test_show_prints_config_and_plan_without_training(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    code, out, _ = icl_eval(monkeypatch, capsys, "show", "quickstart")
+    assert code == 0
+    assert '"class": "Experiment"' in out
+    assert "mismatch" in out
+
+
+def test_a_users_own_file_runs_plots_and_resumes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    preset = tmp_path / "my_preset.py"
+    preset.write_text(USER_FILE)
+    out = tmp_path / "runs"
+    code, text, errors = icl_eval(monkeypatch, capsys, "run", preset, "--out", out, "--device", "cpu", "--seeds", "0,1")
+    assert code == 0, errors
+    (folder,) = out.iterdir()
+    assert {path.name for path in (folder / "mine").iterdir()} == {"seed0", "seed1"}
+    assert "loss_by_position.png" in text
+    code, text, _ = icl_eval(monkeypatch, capsys, "plot", folder / "mine", "--out", tmp_path)
+    assert code == 0
+    assert (tmp_path / "training.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "quikstart"], "unknown preset 'quikstart'; did you mean 'quickstart'"),
+        (["run", "nowhere.py"], "there is no file 'nowhere.py'"),
+        (["run", "quickstart", "--seeds", "a"], "--seeds 'a': must be whole numbers"),
+        (["run", "quickstart", "--device", "gpu"], "device = 'gpu'"),
+        (["plot", "nowhere"], "nowhere holds no finished run"),
+        (["table", "wsf"], "unknown table 'wsf'; did you mean 'wsfr'"),
+    ],
+)
+def test_mistakes_are_answered_in_a_sentence(
+    arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    code, _, errors = icl_eval(monkeypatch, capsys, *arguments)
+    assert code == 2
+    assert message in errors
+    assert "Traceback" not in errors
+
+
+def test_tables_hold_the_papers_numbers(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    _, state, _ = icl_eval(monkeypatch, capsys, "table", "state")
+    for number in ("4,096", "2,080", "45,760", "766,480", "10,424,128", "119,877,472", "68,719,476,736"):
+        assert state.count(number) >= 2
+    _, wsfr, _ = icl_eval(monkeypatch, capsys, "table", "wsfr")
+    for ratio in ("6.5:1", "1:1.2", "1:9.8", "1:149", "104.7:1", "1:125"):
+        assert ratio in wsfr
+
+
+def test_the_installed_command_starts() -> None:
+    command = Path(sys.executable).parent / "icl-eval"
+    shown = subprocess.run([command, "--help"], capture_output=True, text=True, check=True).stdout
+    assert all(name in shown for name in ("list", "show", "run", "plot", "table"))

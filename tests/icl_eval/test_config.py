@@ -1,0 +1,111 @@
+"""Configs: strict names, JSON round trips, no imports on loading."""
+
+import json
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import pytest
+from icl_eval.models import ModelConfig, Power, Softmax
+from icl_eval.tasks import MQAR
+
+from icl_eval import Arm, Budget, Experiment
+from icl_eval.config import Config, config_from_dict, lookup
+from icl_eval.presets import load_preset, preset_files
+
+
+@pytest.mark.parametrize("preset", preset_files())
+def test_presets_build_and_round_trip_through_json(preset: str) -> None:
+    experiment = load_preset(preset)
+    assert config_from_dict(json.loads(json.dumps(experiment.to_dict()))) == experiment
+    for arm in experiment.arms:
+        assert arm.schedule().steps >= 1
+        assert arm.model.num_parameters() > 0
+
+
+def test_misspelt_fields_and_names_get_the_nearest_one() -> None:
+    with pytest.raises(TypeError, match="Power has no field 'degre'; did you mean 'degree'"):
+        Power(degre=2)
+    with pytest.raises(ValueError, match="unknown task 'mqr'; did you mean 'mqar'"):
+        lookup({"mqar": 1, "copy": 2}, "mqr", "task")
+    with pytest.raises(ValueError, match="unknown configuration class 'Powr'; did you mean 'Power'"):
+        config_from_dict({"class": "Powr"})
+    with pytest.raises(ValueError, match="unknown preset 'quikstart'; did you mean 'quickstart'"):
+        load_preset("quikstart")
+    with pytest.raises(ValueError, match="Arm lacks the field 'budget'"):
+        config_from_dict({"class": "Arm", "name": "a", "task": MQAR().to_dict(), "model": ModelConfig().to_dict()})
+
+
+def test_two_classes_of_one_name_collide() -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Collider(Config):
+        """First of the name."""
+
+    with pytest.raises(ValueError, match="two configuration classes are called 'Collider'"):
+        type("Collider", (Config,), {"__module__": "elsewhere"})
+
+
+def arm(**fields: object) -> Arm:
+    given = {
+        "name": "a",
+        "task": MQAR(vocab_size=64, num_pairs=8),
+        "model": ModelConfig(vocab_size=64),
+        "budget": Budget(tokens=1e6),
+    }
+    return Arm(**{**given, **fields})
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Budget(), "exactly one of flops and tokens"),
+        (lambda: Budget(flops=1e9, tokens=10), "exactly one of flops and tokens"),
+        (lambda: Budget(flops=-1.0), "Budget.flops = -1.0: must be positive"),
+        (lambda: arm(model=ModelConfig(vocab_size=65)), "vocab_size = 65, but the task 'mqar' has 64 tokens"),
+        (lambda: arm(name="a/b"), "Arm.name = 'a/b': must be letters"),
+        (lambda: arm(budget=Budget(tokens=100)).schedule(), "arm 'a': a budget of 100 tokens is smaller than one step"),
+        (lambda: Experiment(name="e", question="", arms=(arm(), arm())), "names must differ, got a, a"),
+        (lambda: Experiment(name="e", question="", arms=(arm(),), seeds=(1, 1)), "Experiment.seeds"),
+        (lambda: Experiment(name="e", question="", arms=(arm(),), eval_sequences=8), "at least one batch"),
+    ],
+)
+def test_impossible_experiments_are_refused(make: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()  # type: ignore[operator]
+
+
+def test_flops_are_matched_to_within_half_a_step() -> None:
+    experiment = load_preset("quickstart")
+    for arms in experiment.tasks().values():
+        spent = [a.schedule().flops for a in arms]
+        assert max(abs(flops - a.budget.flops) for flops, a in zip(spent, arms, strict=True)) <= max(
+            a.flops_per_step / 2 for a in arms
+        )
+    schedule = arm(budget=Budget(tokens=1_000_000)).schedule()
+    assert schedule.tokens == schedule.steps * 32 * 256
+    assert schedule.mismatch == pytest.approx(schedule.tokens / 1e6 - 1)
+
+
+def test_fingerprint_follows_what_determines_the_numbers() -> None:
+    base = Experiment(name="e", question="?", arms=(arm(),))
+    same = [replace(base, seeds=(4, 5)), replace(base, question="!")]
+    other = [
+        replace(base, arms=(arm(model=ModelConfig(vocab_size=64, mixers=(Softmax(),))),)),
+        replace(base, snapshots=3),
+    ]
+    assert {e.fingerprint(device="cpu") for e in same} == {base.fingerprint(device="cpu")}
+    prints = [
+        base.fingerprint(device="cpu"),
+        base.fingerprint(device="cuda"),
+        *(e.fingerprint(device="cpu") for e in other),
+    ]
+    assert len(set(prints)) == 4
+
+
+def test_learning_rate_warms_up_and_ends_where_it_should() -> None:
+    training = arm().training
+    rates = [training.learning_rate_at(step, 1000, 8192) for step in range(1000)]
+    assert rates[0] < rates[50] < rates[99]
+    assert max(rates) == pytest.approx(3e-4)
+    assert rates[-1] == pytest.approx(1e-5)
+    assert all(later < earlier for earlier, later in pairwise(rates[110:]))
+    assert training.learning_rate_at(0, 1, 8192) == pytest.approx(3e-4)

@@ -1,0 +1,227 @@
+"""The whole path at the smallest size: results, resumption, divergence, and accidents on disk."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import fields, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from icl_eval import load_run, load_runs
+from icl_eval.checkpoint import load_checkpoint, save_checkpoint
+from icl_eval.measure import ScoredLoss, measure
+from icl_eval.plots import plot_all
+from icl_eval.positions import Positions
+from icl_eval.presets import load_preset
+from icl_eval.run import make_accelerator, run_experiment
+from icl_eval.run_folder import RunFolderError, write_atomically
+from icl_eval.train import heldout_sequences, snapshot_steps
+
+TINY = str(Path(__file__).parent / "tiny.py")
+STORED = Path(__file__).parent / "tiny_curve.json"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return run_experiment(load_preset(TINY), tmp_path_factory.mktemp("runs"), device="cpu")
+
+
+def numbers(positions: Positions) -> dict[str, np.ndarray]:
+    """All that two identical runs share: everything but the time they took."""
+    return {f.name: getattr(positions, f.name) for f in fields(positions) if f.name != "seconds"}
+
+
+def assert_identical(first: Path, second: Path) -> None:
+    for one, two in zip(load_runs(first), load_runs(second), strict=True):
+        assert one.name == two.name
+        assert one.positions is not None
+        assert two.positions is not None
+        for name, array in numbers(one.positions).items():
+            np.testing.assert_array_equal(array, numbers(two.positions)[name], err_msg=f"{one.name}: {name}")
+        columns = ["step", "loss", "gradient_norm", "learning_rate"]
+        assert one.metrics[columns].equals(two.metrics[columns])
+
+
+def test_a_tiny_run_matches_the_stored_curve(folder: Path) -> None:
+    """The text arm is left out: its corpus is that of the environment."""
+    stored = json.loads(STORED.read_text())
+    losses = {run.name: run.metrics["loss"].tolist() for run in load_runs(folder)}
+    for name, curve in stored.items():
+        assert losses[name] == pytest.approx(curve, rel=2e-3), name
+
+
+def test_run_folders_hold_what_they_promise(folder: Path) -> None:
+    runs = load_runs(folder)
+    assert [run.name for run in runs] == ["mqar-softmax", "mqar-power", "text-linear"]
+    for run in runs:
+        assert {p.name for p in run.path.iterdir()} == {
+            "config.json", "env.json", "data.json", "metrics.jsonl", "positions.npz", "checkpoint", "DONE",
+        }  # fmt: skip
+        assert run.status["status"] == "complete"
+        assert run.positions is not None
+        assert len(run.positions.step) >= 4
+        assert run.positions.step[-1] == run.config["schedule"]["steps"] == run.metrics["step"].iloc[-1]
+        assert run.positions.count.sum() == run.positions.document_count.sum()
+        np.testing.assert_allclose(run.positions.nll_sum.sum(1), run.positions.document_nll_sum.sum((1, 2)))
+        assert run.arm == next(arm for arm in load_preset(TINY).arms if arm.name == run.name)
+        assert run.env["packages"]["torch"] == torch.__version__
+    assert runs[2].data["sha256"]
+    assert [round(s) for s in runs[0].positions.flops / runs[0].positions.step] == [
+        round(runs[0].arm.flops_per_step)
+    ] * len(runs[0].positions.step)
+
+
+def test_measured_losses_equal_a_direct_computation() -> None:
+    arm = load_preset(TINY).arms[0]
+    model, source = arm.model.build(3), arm.task.build(3)
+    measured = measure(
+        ScoredLoss(model), source, num_positions=arm.task.num_positions, num_sequences=8, batch_size=4,
+        accelerator=make_accelerator("cpu"),
+    )  # fmt: skip
+    total = np.zeros(arm.task.num_positions)
+    for index in range(2):
+        tokens, targets, scored, position, _ = source.batch("heldout", index, 4)
+        logits, _ = model(tokens)
+        for b, t in scored.nonzero().tolist():
+            total[position[b, t]] += -logits[b, t].log_softmax(-1)[targets[b, t]].item()
+    np.testing.assert_allclose(measured.nll_sum, total, rtol=1e-5)
+    assert measured.documents.tolist() == list(range(8))
+
+
+def test_a_second_run_reuses_the_first(folder: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file() and path.parent != folder}
+    assert run_experiment(load_preset(TINY), folder.parent, device="cpu") == folder
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+
+
+def test_figures_are_drawn_from_run_folders_alone(folder: Path, tmp_path: Path) -> None:
+    files = plot_all(load_runs(folder), tmp_path)
+    assert {file.name for file in files} == {"loss_by_position.png", "accuracy_by_state.png", "training.png"}
+    assert all(file.read_bytes().startswith(b"\x89PNG") for file in files)
+
+
+def test_kill_9_then_the_same_command_gives_the_same_numbers(folder: Path, tmp_path: Path) -> None:
+    script = (
+        "from icl_eval.presets import load_preset; from icl_eval.run import run_experiment;"
+        f"run_experiment(load_preset({TINY!r}), {str(tmp_path)!r}, device='cpu', checkpoint_seconds=0.0)"
+    )
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    for nth_metrics_line in (2, 5):
+        process = subprocess.Popen([sys.executable, "-c", script], env=environment, stderr=subprocess.DEVNULL)
+        wait_for(lambda n=nth_metrics_line, p=process: metrics_lines(tmp_path) >= n or p.poll() is not None)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    with pytest.raises(RunFolderError, match=r"unfinished|no finished run"):
+        load_runs(
+            [path.parent for path in tmp_path.rglob("config.json") if not (path.parent / "DONE").exists()] or tmp_path
+        )
+    subprocess.run([sys.executable, "-c", script], env=environment, check=True)
+    assert_identical(folder, next(tmp_path.iterdir()))
+
+
+def metrics_lines(folder: Path) -> int:
+    return sum(len(file.read_text().splitlines()) for file in folder.rglob("metrics.jsonl"))
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def test_a_loss_that_is_not_finite_ends_its_arm_only(tmp_path: Path) -> None:
+    tiny = load_preset(TINY)
+    wild = replace(tiny.arms[0], training=replace(tiny.arms[0].training, learning_rate=1e30))
+    root = run_experiment(replace(tiny, arms=(wild, tiny.arms[1])), tmp_path, device="cpu")
+    diverged, fine = load_runs(root)
+    assert diverged.diverged
+    assert "not finite" in diverged.status["reason"] or "loss is" in diverged.status["reason"]
+    assert np.isnan(diverged.metrics["loss"].iloc[-1])
+    assert "NaN" not in (diverged.path / "metrics.jsonl").read_text()
+    assert not fine.diverged
+    assert len(plot_all([diverged, fine], tmp_path)) == 3
+    assert len(plot_all([diverged], tmp_path)) == 3
+
+
+def test_damaged_checkpoints_are_named_and_the_one_before_is_used(tmp_path: Path) -> None:
+    model = torch.nn.Linear(3, 3)
+    optimizer = torch.optim.AdamW(model.parameters())
+    weights = []
+    for step in (1, 2, 3):
+        model(torch.ones(1, 3)).sum().backward()
+        optimizer.step()
+        weights.append(model.weight.detach().clone())
+        save_checkpoint(tmp_path, model, optimizer, step=step, seconds=float(step))
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["step-000000002", "step-000000003"]
+    torn = tmp_path / "step-000000003" / "optimizer.safetensors"
+    torn.write_bytes(torn.read_bytes()[:-4])
+    with pytest.warns(
+        UserWarning, match=r"step-000000003 cannot be used \(optimizer.safetensors is not what was written"
+    ):
+        assert load_checkpoint(tmp_path, model, optimizer) == (2, 2.0)
+    assert torch.equal(model.weight, weights[1])
+    other = torch.nn.Linear(4, 4)
+    before = other.weight.detach().clone()
+    with pytest.warns(UserWarning, match="it belongs to another model"):
+        assert load_checkpoint(tmp_path, other, torch.optim.AdamW(other.parameters())) == (0, 0.0)
+    assert torch.equal(other.weight, before)
+
+
+def test_a_full_disk_leaves_the_old_file_and_a_clear_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "positions.npz"
+    write_atomically(file, "old")
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(RunFolderError, match=r"cannot write .*positions.npz: No space left on device"):
+        write_atomically(file, "new")
+    assert file.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_an_output_path_that_is_a_file_is_refused_before_training(tmp_path: Path) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    with pytest.raises(RunFolderError, match="cannot write"):
+        run_experiment(load_preset(TINY), blocked, device="cpu")
+
+
+def test_unfinished_and_foreign_folders_are_not_results(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(RunFolderError, match="is not a run folder"):
+        load_run(tmp_path)
+    with pytest.raises(RunFolderError, match="holds no finished run"):
+        load_runs(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(RunFolderError, match="unfinished: run the same command again"):
+        load_run(tmp_path)
+
+
+def test_devices_are_checked() -> None:
+    with pytest.raises(ValueError, match="device = 'gpu': must be 'auto', 'cpu' or 'cuda'"):
+        make_accelerator("gpu")
+
+
+def test_snapshots_are_log_spaced_and_end_with_the_budget() -> None:
+    steps = snapshot_steps(1280, 9)
+    assert steps[0] == 10
+    assert steps[-1] == 1280
+    assert len(steps) == 9
+    assert snapshot_steps(1, 9) == [1]
+    assert snapshot_steps(7, 1) == [7]
+
+
+def test_fewer_heldout_sequences_than_asked_is_said() -> None:
+    tiny = load_preset(TINY)
+    text = replace(tiny, arms=tiny.arms[2:], eval_sequences=10_000_000)
+    with pytest.warns(UserWarning, match="eval_sequences = 10000000, but only .* held-out sequences exist"):
+        assert heldout_sequences(text, text.arms[0].task.build(0)) < 10_000_000

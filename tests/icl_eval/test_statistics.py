@@ -1,0 +1,97 @@
+"""Bins, intervals and the best-context loss, on data whose truth is known."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from icl_eval.positions import Positions, log_bin_edges
+from icl_eval.statistics import best_context_loss, context_gain, curve, overall
+
+
+def positions(document_means: np.ndarray, tokens_a_cell: float = 10.0) -> Positions:
+    """One snapshot whose documents have the given mean losses ``[N, bins]``."""
+    N, bins = document_means.shape
+    count = np.full((N, bins), tokens_a_cell)
+    one = np.zeros((1, 4))
+    edges = np.arange(bins + 1)
+    sums = (document_means * count)[None]
+    spent = {name: np.array([1.0]) for name in ("step", "tokens", "flops", "seconds")}
+    return Positions(
+        **spent, nll_sum=one, nll_square_sum=one, correct=one, document_nll_sum=sums, document_correct=0 * sums,
+        count=one[0], documents=np.arange(N), bin_edges=edges, document_count=count,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("num_positions", [1, 2, 3, 100, 513, 65_537])
+def test_bins_cover_every_position_once_and_grow_by_half_octaves(num_positions: int) -> None:
+    edges = log_bin_edges(num_positions)
+    assert edges[0] == 0
+    assert edges[-1] == num_positions
+    assert (np.diff(edges) > 0).all()
+    if num_positions > 100:
+        ends = edges[1:-1] - 1
+        assert {16, 32, 64} <= set(ends.tolist())
+        assert np.allclose(ends[10:] / ends[9:-1], 2**0.5, rtol=0.03)
+
+
+def test_intervals_cover_the_truth_as_often_as_they_claim() -> None:
+    rng = np.random.default_rng(1)
+    covered = 0
+    for _ in range(200):
+        value, low, high = overall([positions(rng.normal(2.0, 0.5, (60, 1)))])
+        assert low < value < high
+        covered += low <= 2.0 <= high
+    assert 0.90 <= covered / 200 <= 0.985
+
+
+def test_intervals_widen_with_seeds_that_differ() -> None:
+    rng = np.random.default_rng(2)
+    documents = rng.normal(2.0, 0.1, (40, 3))
+    alike = curve([positions(documents), positions(documents)]).estimate
+    apart = curve([positions(documents - 0.5), positions(documents + 0.5)]).estimate
+    np.testing.assert_allclose(alike.value, apart.value)
+    assert (apart.high - apart.low > 5 * (alike.high - alike.low)).all()
+
+
+def test_resamples_are_paired_across_arms() -> None:
+    documents = np.random.default_rng(3).normal(2.0, 0.5, (50, 4))
+    first, second = (curve([positions(d)]).estimate for d in (documents, documents + 0.25))
+    np.testing.assert_allclose(second.low - first.low, 0.25)
+    np.testing.assert_allclose(second.high - first.high, 0.25)
+
+
+def test_best_context_loss_is_not_flattered_by_noise() -> None:
+    rng = np.random.default_rng(4)
+    losses = [best_context_loss([positions(rng.normal(2.0, 1.0, (40, 20)))]).estimate.value for _ in range(200)]
+    assert np.mean(losses) == pytest.approx(2.0, abs=0.05)
+    naive = [rng.normal(2.0, 1.0, (40, 20)).mean(axis=0).min() for _ in range(200)]
+    assert np.mean(naive) < 1.8
+
+
+def test_best_context_loss_finds_the_bin_and_passes_over_rare_ones() -> None:
+    means = np.tile(np.array([3.0, 1.0, 2.0]), (10, 1))
+    best = best_context_loss([positions(means)])
+    assert (best.start, best.end) == (1, 1)
+    assert best.estimate.value == pytest.approx(1.0)
+    rare = positions(means)
+    count = rare.document_count.copy()
+    count[:6, 1] = 0
+    sums = rare.document_nll_sum.copy()
+    sums[:, :6, 1] = 0
+    assert best_context_loss([replace(rare, document_count=count, document_nll_sum=sums)]).start == 2
+
+
+def test_context_gain_is_paired_over_documents() -> None:
+    rng = np.random.default_rng(5)
+    documents = rng.normal(2.0, 1.0, (40, 1)) - np.array([0.0, 0.1, 0.3])
+    gain = context_gain([positions(documents)], early=1)
+    assert gain.value == pytest.approx(0.2)
+    assert gain.high - gain.low < 1e-9
+    noise = context_gain([positions(rng.normal(2.0, 1.0, (40, 3)))], early=0)
+    assert noise.low < 0 < noise.high
+
+
+def test_runs_on_other_documents_cannot_be_paired() -> None:
+    with pytest.raises(ValueError, match="not measured on the same held-out documents"):
+        curve([positions(np.ones((4, 2))), positions(np.ones((5, 2)))])

@@ -1,0 +1,83 @@
+"""Declared costs against the tensors really held and the FLOPs really executed."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from icl_eval.models import Linear, MixerConfig, ModelConfig, Power, Softmax, Transformer, Window
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+GEOMETRY = {"width": 32, "num_heads": 4}
+MIXERS: dict[str, MixerConfig] = {
+    "softmax": Softmax(**GEOMETRY),
+    "softmax-grouped": Softmax(**GEOMETRY, num_kv_heads=2),
+    "window": Window(**GEOMETRY, window=16),
+    "linear": Linear(**GEOMETRY, chunk_size=16),
+    "linear-ungated": Linear(**GEOMETRY, gated=False),
+    "power-2": Power(**GEOMETRY, chunk_size=16),
+    "power-2-grouped": Power(**GEOMETRY, num_kv_heads=1, chunk_size=16),
+    "power-3": Power(**GEOMETRY, degree=3, normalization="none", chunk_size=16),
+}
+every_mixer = pytest.mark.parametrize("mixer", MIXERS.values(), ids=MIXERS)
+
+
+@every_mixer
+@pytest.mark.parametrize("context", [1, 15, 40])
+def test_state_size_is_what_decoding_holds(mixer: MixerConfig, context: int) -> None:
+    config = ModelConfig(num_layers=2, mixers=(mixer,), backbone=Transformer(short_conv=4))
+    model, state = config.build(), None
+    for token in torch.randint(0, 256, (context, 1)):
+        _, state = model.step(token, state)
+    held = sum(leaf.numel() for leaf in tree_leaves(state) if isinstance(leaf, torch.Tensor))
+    assert held == model.state_size(context).stored
+
+
+@every_mixer
+@pytest.mark.parametrize("activation", ["gelu", "swiglu"])
+def test_flops_are_what_the_forward_pass_executes(mixer: MixerConfig, activation: str) -> None:
+    T = 64
+    config = ModelConfig(num_layers=2, mixers=(mixer,), backbone=Transformer(short_conv=3, activation=activation))
+    model = config.build()
+    with sdpa_kernel(SDPBackend.MATH), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model.nll(*torch.randint(0, 256, (2, 1, T)))
+    declared = config.flops_per_token(T, causal=False)
+    executed = counter.get_total_flops() / T
+    # The counter does not know causality (hence causal=False), and sees the blocks of the window mixer in full: each of
+    # its w queries is multiplied with 2w keys, of which all but w are masked away.
+    if isinstance(mixer, Window):
+        declared = declared + declared._replace(weight=0.0)
+    assert declared.total == executed
+
+
+@every_mixer
+def test_causal_count_is_the_mean_over_positions(mixer: MixerConfig) -> None:
+    T = 48
+    pairs = {"softmax": range(1, T + 1), "window": [min(i, 16) for i in range(1, T + 1)]}
+    if mixer.name in pairs:
+        expected = 4 * mixer.width * sum(pairs[mixer.name]) / T
+        assert mixer.flops_per_token(T).state == pytest.approx(expected)
+    else:
+        assert mixer.flops_per_token(T).state < mixer.flops_per_token(T, causal=False).state
+    assert mixer.flops_per_token(T).weight == mixer.flops_per_token(T, causal=False).weight
+
+
+def test_num_parameters_counts_the_model() -> None:
+    for tied in (False, True):
+        config = ModelConfig(mixers=(MIXERS["power-2"],), tied_embeddings=tied)
+        assert config.num_parameters() == sum(p.numel() for p in config.build().parameters())
+
+
+def test_hybrid_costs_add_up() -> None:
+    window, power = MIXERS["window"], MIXERS["power-2"]
+    hybrid = ModelConfig(num_layers=4, mixers=(power, window))
+    pure = [replace(hybrid, mixers=(mixer,)) for mixer in hybrid.mixers]
+    assert hybrid.state_size(100) * 2 == pure[0].state_size(100) + pure[1].state_size(100)
+    assert (hybrid.flops_per_token(100) * 2).total == pytest.approx(sum(p.flops_per_token(100).total for p in pure))
+
+
+def test_window_state_stops_growing() -> None:
+    window = MIXERS["window"]
+    assert window.state_size(16) == window.state_size(1_000_000)
+    assert window.flops_per_token(100_000).state == pytest.approx(window.flops_per_token(200_000).state, rel=1e-3)
