@@ -25,7 +25,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-TABLE_WIDTH = 150
+TABLE_WIDTH = 130
 console = Console(width=max(Console().width, TABLE_WIDTH))
 
 PresetArgument = Annotated[str, typer.Argument(metavar="PRESET", help="A preset's name, or a Python file of yours.")]

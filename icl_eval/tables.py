@@ -10,27 +10,17 @@ from icl_eval.kernels import expanded_dim
 from icl_eval.models import Flops, Linear, MixerConfig, ModelConfig, Softmax, Window
 from icl_eval.plots import Group, group_runs
 from icl_eval.run_folder import Run
-from icl_eval.statistics import best_context_loss, context_gain, overall
+from icl_eval.statistics import Estimate, best_context_loss, context_gain, overall
 from icl_eval.tasks import Task
 
+_COST_COLUMNS = ("arm", "param-\neters", "state\n/layer", "state\n/model", "weight:\nstate")
 VALID_GAIN = 0.05
 """Nats per token that context must be worth before arms are compared by how well they use it."""
 
 
 def plan_table(experiment: Experiment) -> Table:
     """The arms with their costs and matched budgets, before anything is trained."""
-    table = _table(
-        "arm",
-        "parameters",
-        "state/layer",
-        "state/model",
-        "weight:state",
-        "(paper's count)",
-        "steps",
-        "tokens",
-        "FLOPs",
-        "mismatch",
-    )
+    table = _table(*_COST_COLUMNS, "(paper's\ncount)", "steps", "tokens", "FLOPs", "mismatch")
     for task, arms in experiment.tasks().items():
         for arm in arms:
             model, schedule = arm.model, arm.schedule()
@@ -43,7 +33,7 @@ def plan_table(experiment: Experiment) -> Table:
                 _ratio(model.flops_per_token(task.seq_len)),
                 _ratio(model.flops_per_token(task.seq_len, causal=False)),
                 f"{schedule.steps:,}",
-                f"{schedule.tokens:,}",
+                _millions(schedule.tokens),
                 f"{schedule.flops:.3g}",
                 f"{schedule.mismatch:+.2%}",
             )
@@ -54,9 +44,8 @@ def plan_table(experiment: Experiment) -> Table:
 def results_table(runs: Sequence[Run]) -> Table:
     """What each arm is, spent and reached; losses in nats per scored token, with 95 % intervals over documents."""
     table = _table(
-        "arm", "parameters", "state/layer", "state/model", "weight:state", "tokens", "FLOPs", "seconds",
-        "best-context loss", "at positions", "accuracy",
-    )  # fmt: skip
+        *_COST_COLUMNS, "tokens", "FLOPs", "seconds", "best-context loss\n(nats)", "at\npositions", "accuracy"
+    )
     for task, groups in group_runs(runs).items():
         for group in groups:
             table.add_row(*_result(task, group))
@@ -145,7 +134,9 @@ def _recurrent_linear_flops() -> Flops:
 
 
 def _table(*columns: str) -> Table:
-    table = Table(box=None, header_style="bold", pad_edge=False, caption_justify="left", caption_style="")
+    table = Table(
+        box=None, header_style="bold", pad_edge=False, collapse_padding=True, caption_justify="left", caption_style=""
+    )
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
     return table
@@ -167,7 +158,7 @@ def _result(task: Task, group: Group) -> list[str]:
         f"{state // model.num_layers:,}",
         f"{state:,}",
         _ratio(Flops(**costs["forward_flops_per_token"])),
-        f"{schedule['tokens']:,}",
+        _millions(schedule["tokens"]),
         f"{schedule['flops']:.3g}",
         f"{np.mean([run.status['seconds'] for run in runs]):.0f}",
     ]
@@ -176,10 +167,12 @@ def _result(task: Task, group: Group) -> list[str]:
         steps = ", ".join(f"seed {run.seed} at step {run.status['step']}" for run in diverged)
         return [*row, f"NaN ({steps})", "-", "-"]
     best, accuracy = best_context_loss(group.positions), overall(group.positions, "accuracy")
-    value, low, high = best.estimate
-    return [
-        *row,
-        f"{value:.3f} [{low:.3f}, {high:.3f}]",
-        f"{best.start}-{best.end}",
-        f"{accuracy.value:.3f} [{accuracy.low:.3f}, {accuracy.high:.3f}]",
-    ]
+    return [*row, _interval(best.estimate), f"{best.start}-{best.end}", _interval(accuracy)]
+
+
+def _interval(estimate: Estimate) -> str:
+    return "{:.3f} [{:.3f}, {:.3f}]".format(*estimate)
+
+
+def _millions(tokens: int) -> str:
+    return f"{tokens / 1e6:.2f} M"
