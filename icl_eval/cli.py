@@ -1,5 +1,6 @@
 """The command line: ``icl-eval``."""
 
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +27,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 TABLE_WIDTH = 130
-console = Console(width=max(Console().width, TABLE_WIDTH))
+IS_MAIN_PROCESS = os.environ.get("RANK", "0") == "0"
+"""Under torchrun one process speaks, draws and reports."""
+console = Console(width=max(Console().width, TABLE_WIDTH), quiet=not IS_MAIN_PROCESS)
 
 PresetArgument = Annotated[str, typer.Argument(metavar="PRESET", help="A preset's name, or a Python file of yours.")]
 
@@ -88,8 +91,9 @@ def run(
         folder = run_experiment(
             experiment, out, device=device, on_start=on_start, on_progress=on_progress, on_end=on_end
         )
-    console.print(f"\n{experiment.question}\n", highlight=False)
-    _report([folder], folder)
+    if IS_MAIN_PROCESS:
+        console.print(f"\n{experiment.question}\n", highlight=False)
+        _report([folder], folder)
 
 
 @app.command()
@@ -145,3 +149,7 @@ def _parse_seeds(text: str) -> tuple[int, ...]:
 
 def _first_sentence(text: str | None) -> str:
     return (text or "").strip().strip('"').split("\n\n")[0].split(". ")[0].split('."')[0].replace("\n", " ").rstrip(".")
+
+
+if __name__ == "__main__":
+    main()

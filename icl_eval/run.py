@@ -50,6 +50,12 @@ def run_experiment(
     """
     accelerator = make_accelerator(device)
     schedules = {arm.name: arm.schedule() for arm in experiment.arms}
+    for arm in experiment.arms:
+        if arm.training.batch_size < accelerator.num_processes:
+            raise ValueError(
+                f"arm {arm.name!r}: batch_size = {arm.training.batch_size} is smaller than the number of processes, "
+                f"{accelerator.num_processes}: every process needs a sequence"
+            )
     sources: dict[tuple[Any, int], Source] = {}
     for task in experiment.tasks():
         for seed in experiment.seeds:

@@ -183,10 +183,16 @@ def load_runs(paths: str | Path | Sequence[str | Path]) -> list[Run]:
         finished = [load_run(file.parent) for file in sorted(path.rglob("DONE"))]
         if not finished:
             raise RunFolderError(f"{path} holds no finished run (no DONE file at or below it)")
-        listed = _read_json(path / "experiment.json")["arms"] if (path / "experiment.json").is_file() else []
-        order = {arm["name"]: rank for rank, arm in enumerate(listed)}
-        runs += sorted(finished, key=lambda run: (order.get(run.name, len(order)), run.seed))
+        runs += sorted(finished, key=_place_in_experiment)
     return runs
+
+
+def _place_in_experiment(run: Run) -> tuple[str, int, int]:
+    """Sorts runs by experiment folder, by arm as the experiment lists them, and by seed."""
+    root = run.path.parents[1]
+    listed = _read_json(root / "experiment.json")["arms"] if (root / "experiment.json").is_file() else []
+    names = [arm["name"] for arm in listed]
+    return str(root), names.index(run.name) if run.name in names else len(names), run.seed
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -61,7 +61,8 @@ def train_arm(
     model, optimizer = accelerator.prepare(model, optimizer)
     bare, bare_optimizer = accelerator.unwrap_model(model), optimizer.optimizer
     step, seconds = load_checkpoint(folder.path / "checkpoint", bare, bare_optimizer)
-    positions = folder.rewind(step)
+    accelerator.wait_for_everyone()
+    positions = folder.rewind(step) if accelerator.is_main_process else None
     num_sequences = heldout_sequences(experiment, source)
     measure_after = set(snapshot_steps(schedule.steps, experiment.snapshots))
 
@@ -108,8 +109,8 @@ def train_arm(
                     )
                     if not math.isfinite(measurement.nll_sum.sum()):
                         raise DivergedError("held-out loss is not finite")
-                    positions = append(positions, measurement, spent())
                     if accelerator.is_main_process:
+                        positions = append(positions, measurement, spent())
                         folder.save_positions(positions)
                 due = time.perf_counter() - last_checkpoint >= checkpoint_seconds
                 if accelerator.is_main_process and (due or step == schedule.steps):

@@ -126,6 +126,29 @@ def test_kill_9_then_the_same_command_gives_the_same_numbers(folder: Path, tmp_p
     assert_identical(folder, next(tmp_path.iterdir()))
 
 
+def test_two_processes_give_the_losses_of_one(folder: Path, tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        "-m",
+        "icl_eval.cli",
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    arguments = ["run", TINY, "--device", "cpu", "--out", str(tmp_path)]
+    done = subprocess.run([*command, *arguments], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for one, two in zip(load_runs(folder), load_runs(tmp_path), strict=True):
+        assert two.config["processes"] == 2
+        np.testing.assert_allclose(two.metrics["loss"], one.metrics["loss"], rtol=1e-5)
+        assert one.positions is not None
+        assert two.positions is not None
+        np.testing.assert_array_equal(two.positions.document_count, one.positions.document_count)
+        np.testing.assert_allclose(two.positions.nll_sum.sum(1), one.positions.nll_sum.sum(1), rtol=1e-5)
+
+
 def metrics_lines(folder: Path) -> int:
     return sum(len(file.read_text().splitlines()) for file in folder.rglob("metrics.jsonl"))
 
@@ -170,7 +193,7 @@ def test_damaged_checkpoints_are_named_and_the_one_before_is_used(tmp_path: Path
     assert torch.equal(model.weight, weights[1])
     other = torch.nn.Linear(4, 4)
     before = other.weight.detach().clone()
-    with pytest.warns(UserWarning, match="it belongs to another model"):
+    with pytest.warns(UserWarning, match="it belongs to another model|is not what was written"):
         assert load_checkpoint(tmp_path, other, torch.optim.AdamW(other.parameters())) == (0, 0.0)
     assert torch.equal(other.weight, before)
 
