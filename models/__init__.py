@@ -1,12 +1,15 @@
 """Language models with swappable mixers, and what they cost."""
 
-from icl_eval.models.backbones.transformer import Transformer
+from icl_eval.models.backbones import BACKBONES, RWKV, Backbone, Transformer
 from icl_eval.models.cost import Flops, StateSize
 from icl_eval.models.language_model import LanguageModel, ModelConfig
 from icl_eval.models.mixers import MIXERS, Linear, MixerConfig, Power, Softmax, Window
 
 __all__ = [
+    "BACKBONES",
     "MIXERS",
+    "RWKV",
+    "Backbone",
     "Flops",
     "LanguageModel",
     "Linear",

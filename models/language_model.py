@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from icl_eval.models.backbones.transformer import Transformer
+from icl_eval.models.backbones import Backbone, Transformer
 from icl_eval.models.cost import Flops, StateSize
 from icl_eval.models.mixers import MixerConfig, Power
 from torch import Tensor, nn
@@ -36,7 +36,7 @@ class ModelConfig(Config):
     vocab_size: int = 256
     num_layers: int = 2
     mixers: tuple[MixerConfig, ...] = (Power(),)
-    backbone: Transformer = field(default_factory=Transformer)
+    backbone: Backbone = field(default_factory=Transformer)
     tied_embeddings: bool = False
 
     def __post_init__(self) -> None:
@@ -93,7 +93,8 @@ class LanguageModel(nn.Module):
         super().__init__()
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.width)
-        self.layers = nn.ModuleList(config.backbone.build(mixer) for mixer in config.layers)
+        last = max(config.num_layers - 1, 1)
+        self.layers = nn.ModuleList(config.backbone.build(mixer, i / last) for i, mixer in enumerate(config.layers))
         self.norm = nn.RMSNorm(config.width)
         self.head = nn.Linear(config.width, config.vocab_size, bias=False)
         if config.tied_embeddings:
@@ -174,8 +175,8 @@ def initialize(model: LanguageModel, seed: int) -> None:
     """Draw every matrix from a stream of its own, keyed by seed and parameter name; vectors keep their fixed start.
 
     Matrices are normal with variance 1 / fan-in, those that write to the residual stream smaller by
-    ``sqrt(2 · layers)`` (Radford et al., 2019); embeddings have standard deviation 0.02; gates start without dependence
-    on the data.
+    ``sqrt(2 · layers)`` (Radford et al., 2019); embeddings have standard deviation 0.02. A module that starts otherwise
+    says so by its weight's ``init_gain``, a factor on the standard deviation.
     """
     residual = 1 / math.sqrt(2 * model.config.num_layers)
     with torch.no_grad():
@@ -187,8 +188,7 @@ def initialize(model: LanguageModel, seed: int) -> None:
             std = 0.02 if name == "embedding.weight" else parameter[0].numel() ** -0.5
             if name.endswith(("out_proj.weight", "down_proj.weight")):
                 std *= residual
-            if name.endswith("gate_proj.weight"):
-                std = 0.0
+            std *= getattr(parameter, "init_gain", 1.0)
             parameter.copy_(draw * std)
 
 

@@ -4,12 +4,11 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import torch
+from icl_eval.models.backbones.base import Backbone
 from icl_eval.models.cost import Flops, StateSize
 from icl_eval.models.mixers import MixerConfig
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-from icl_eval.config import Config
 
 
 class LayerState(NamedTuple):
@@ -25,7 +24,7 @@ class LayerState(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Transformer(Config):
+class Transformer(Backbone):
     """``x + mixer(conv(norm(x)))``, then ``x + mlp(norm(x))``.
 
     Attributes:
@@ -44,20 +43,17 @@ class Transformer(Config):
         self.require(self.activation in ("gelu", "swiglu"), "activation", "'gelu' or 'swiglu'")
         self.require(self.short_conv == 0 or self.short_conv >= 2, "short_conv", "0 (none) or at least 2 taps")
 
-    def build(self, mixer: MixerConfig) -> "TransformerLayer":
-        """One layer around ``mixer``."""
+    def build(self, mixer: MixerConfig, depth: float) -> "TransformerLayer":
         return TransformerLayer(self, mixer)
 
     def hidden_width(self, mixer: MixerConfig) -> int:
         return round(self.mlp_ratio * mixer.width)
 
     def state_size(self, mixer: MixerConfig, context: int) -> StateSize:
-        """State elements of one layer: the mixer's, and the inputs held by the convolution."""
         conv = max(self.short_conv - 1, 0) * mixer.width
         return mixer.state_size(context) + StateSize(conv, conv)
 
     def flops_per_token(self, mixer: MixerConfig, context: int, *, causal: bool = True) -> Flops:
-        """Forward FLOPs per token of one layer."""
         matrices = 3 if self.activation == "swiglu" else 2
         mlp = 2.0 * matrices * mixer.width * self.hidden_width(mixer)
         conv = 2.0 * self.short_conv * mixer.width

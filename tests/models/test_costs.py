@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from icl_eval.models import Linear, MixerConfig, ModelConfig, Power, Softmax, Transformer, Window
+from icl_eval.models import RWKV, Backbone, Linear, MixerConfig, ModelConfig, Power, Softmax, Transformer, Window
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
@@ -20,13 +20,20 @@ MIXERS: dict[str, MixerConfig] = {
     "power-2-grouped": Power(**GEOMETRY, num_kv_heads=1, chunk_size=16),
     "power-3": Power(**GEOMETRY, degree=3, normalization="none", chunk_size=16),
 }
+BACKBONES: dict[str, Backbone] = {
+    "plain": Transformer(),
+    "convolution-swiglu": Transformer(short_conv=4, activation="swiglu"),
+    "rwkv": RWKV(),
+}
+every_backbone = pytest.mark.parametrize("backbone", BACKBONES.values(), ids=BACKBONES)
 every_mixer = pytest.mark.parametrize("mixer", MIXERS.values(), ids=MIXERS)
 
 
 @every_mixer
+@every_backbone
 @pytest.mark.parametrize("context", [1, 15, 40])
-def test_state_size_is_what_decoding_holds(mixer: MixerConfig, context: int) -> None:
-    config = ModelConfig(num_layers=2, mixers=(mixer,), backbone=Transformer(short_conv=4))
+def test_state_size_is_what_decoding_holds(mixer: MixerConfig, backbone: Backbone, context: int) -> None:
+    config = ModelConfig(num_layers=2, mixers=(mixer,), backbone=backbone)
     model, state = config.build(), None
     for token in torch.randint(0, 256, (context, 1)):
         _, state = model.step(token, state)
@@ -35,10 +42,10 @@ def test_state_size_is_what_decoding_holds(mixer: MixerConfig, context: int) -> 
 
 
 @every_mixer
-@pytest.mark.parametrize("activation", ["gelu", "swiglu"])
-def test_flops_are_what_the_forward_pass_executes(mixer: MixerConfig, activation: str) -> None:
+@every_backbone
+def test_flops_are_what_the_forward_pass_executes(mixer: MixerConfig, backbone: Backbone) -> None:
     T = 64
-    config = ModelConfig(num_layers=2, mixers=(mixer,), backbone=Transformer(short_conv=3, activation=activation))
+    config = ModelConfig(num_layers=2, mixers=(mixer,), backbone=backbone)
     model = config.build()
     with sdpa_kernel(SDPBackend.MATH), torch.no_grad(), FlopCounterMode(display=False) as counter:
         model.nll(*torch.randint(0, 256, (2, 1, T)))

@@ -2,21 +2,32 @@
 
 import pytest
 import torch
-from icl_eval.models import MIXERS, LanguageModel, Linear, MixerConfig, ModelConfig, Power, Softmax, Transformer, Window
+from icl_eval.models import (
+    MIXERS,
+    Backbone,
+    LanguageModel,
+    Linear,
+    MixerConfig,
+    ModelConfig,
+    Power,
+    Softmax,
+    Transformer,
+    Window,
+)
 
-from tests.models.test_costs import GEOMETRY, every_mixer
+from tests.models.test_costs import BACKBONES, GEOMETRY, every_backbone, every_mixer
 from tests.models.test_costs import MIXERS as VARIANTS
 
 
-def build(mixer: MixerConfig, **fields: object) -> LanguageModel:
-    backbone = Transformer(short_conv=4, activation="swiglu")
-    return ModelConfig(vocab_size=50, num_layers=2, mixers=(mixer,), backbone=backbone, **fields).build().double()
+def build(mixer: MixerConfig, backbone: Backbone = BACKBONES["convolution-swiglu"]) -> LanguageModel:
+    return ModelConfig(vocab_size=50, num_layers=2, mixers=(mixer,), backbone=backbone).build().double()
 
 
 @every_mixer
+@every_backbone
 @pytest.mark.parametrize("cut", [1, 16, 33])
-def test_prefill_and_decode_equal_the_forward_pass(mixer: MixerConfig, cut: int) -> None:
-    model, tokens = build(mixer), torch.randint(0, 50, (2, 41), generator=torch.Generator().manual_seed(cut))
+def test_prefill_and_decode_equal_the_forward_pass(mixer: MixerConfig, backbone: Backbone, cut: int) -> None:
+    model, tokens = build(mixer, backbone), torch.randint(0, 50, (2, 41), generator=torch.Generator().manual_seed(cut))
     whole, _ = model(tokens)
     prefill, state = model(tokens[:, :cut])
     middle, state = model(tokens[:, cut:37], state)
