@@ -63,8 +63,8 @@ class RWKVLayer(nn.Module):
         self.channel_shift = TokenShift(width, depth)
         self.key_proj = nn.Linear(width, hidden, bias=False)
         self.value_proj = nn.Linear(hidden, width, bias=False)
-        self.key_proj.weight.init_gain = 0.5 / 3**0.5  # type: ignore[assignment]
-        self.value_proj.weight.init_gain = 0.0  # type: ignore[assignment]
+        self.key_proj.weight.init_gain = 0.5 / 3**0.5  # type: ignore[attr-defined]
+        self.value_proj.weight.init_gain = 0.0  # type: ignore[attr-defined]
 
     def forward(
         self, x: Tensor, state: LayerState | None = None, *, return_state: bool = True

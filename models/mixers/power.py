@@ -104,7 +104,7 @@ class PowerMixer(Mixer):
         self.out_norm = nn.RMSNorm(config.head_dim) if config.normalization == "none" else nn.Identity()
         if config.gated:
             self.gate_proj = nn.Linear(config.width, config.kv_heads)
-            self.gate_proj.weight.init_gain = 0.0  # type: ignore[assignment]
+            self.gate_proj.weight.init_gain = 0.0  # type: ignore[attr-defined]
             with torch.no_grad():
                 low, high = map(math.log, config.gate_timescale_tokens)
                 self.gate_proj.bias.copy_(torch.linspace(low, high, config.kv_heads))
