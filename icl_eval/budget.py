@@ -32,33 +32,48 @@ class Budget(Config):
     Attributes:
         flops: training FLOPs, forward and backward, as executed (causal).
         tokens: training tokens.
+        seconds: training time on the device at hand, without measuring; a short calibration turns it into steps, which are
+            recorded before training and kept when the run resumes.
     """
 
     flops: float | None = None
     tokens: float | None = None
+    seconds: float | None = None
 
     def __post_init__(self) -> None:
-        given = [value for value in (self.flops, self.tokens) if value is not None]
+        given = {unit: asked for unit in ("flops", "tokens", "seconds") if (asked := getattr(self, unit)) is not None}
         if len(given) != 1:
-            raise ValueError(
-                f"Budget needs exactly one of flops and tokens, got flops={self.flops!r}, tokens={self.tokens!r}"
-            )
-        self.require(given[0] > 0, "tokens" if self.flops is None else "flops", "positive")
+            raise ValueError(f"Budget needs exactly one of flops, tokens and seconds, got {given or 'none'}")
+        self.require(self.asked > 0, self.unit, "positive")
 
-    def match(self, *, flops_per_step: float, tokens_per_step: int) -> Schedule:
+    @property
+    def unit(self) -> str:
+        """The field that is given."""
+        return "flops" if self.flops is not None else "tokens" if self.tokens is not None else "seconds"
+
+    @property
+    def asked(self) -> float:
+        """The value of the field that is given."""
+        return getattr(self, self.unit)
+
+    def match(self, *, flops_per_step: float, tokens_per_step: int, seconds_per_step: float | None = None) -> Schedule:
         """The number of steps that comes nearest to the budget.
 
+        Args:
+            flops_per_step, tokens_per_step: what a step costs.
+            seconds_per_step: as calibrated; only a budget in seconds needs it.
+
         Raises:
-            ValueError: the budget is smaller than one step.
+            ValueError: the budget is smaller than one step, or in seconds and nothing was calibrated.
         """
-        unit, asked, per_step = (
-            ("tokens", self.tokens, tokens_per_step) if self.flops is None else ("FLOPs", self.flops, flops_per_step)
-        )
-        assert asked is not None
-        if asked < per_step:
+        costs = {"flops": flops_per_step, "tokens": tokens_per_step, "seconds": seconds_per_step}
+        per_step = costs[self.unit]
+        if per_step is None:
+            raise ValueError(f"a budget of {self.asked:g} seconds becomes steps only on the device that trains")
+        if self.asked < per_step:
             raise ValueError(
-                f"a budget of {asked:.3g} {unit} is smaller than one step ({per_step:.3g} {unit}): "
+                f"a budget of {self.asked:.3g} {self.unit} is smaller than one step ({per_step:.3g} {self.unit}): "
                 "raise the budget, or lower batch_size or seq_len"
             )
-        steps = round(asked / per_step)
-        return Schedule(steps, steps * tokens_per_step, steps * flops_per_step, steps * per_step / asked - 1)
+        steps = round(self.asked / per_step)
+        return Schedule(steps, steps * tokens_per_step, steps * flops_per_step, steps * per_step / self.asked - 1)

@@ -96,14 +96,18 @@ class Arm(Config):
         forward = self.model.flops_per_token(self.task.seq_len).total
         return BACKWARD_FACTOR * forward * self.tokens_per_step
 
-    def schedule(self) -> Schedule:
-        """The budget in steps.
+    def schedule(self, seconds_per_step: float | None = None) -> Schedule:
+        """The budget in steps; one in seconds needs the calibrated ``seconds_per_step``.
 
         Raises:
-            ValueError: it is smaller than one step.
+            ValueError: it is smaller than one step, or in seconds that were not calibrated.
         """
         try:
-            return self.budget.match(flops_per_step=self.flops_per_step, tokens_per_step=self.tokens_per_step)
+            return self.budget.match(
+                flops_per_step=self.flops_per_step,
+                tokens_per_step=self.tokens_per_step,
+                seconds_per_step=seconds_per_step,
+            )
         except ValueError as error:
             raise ValueError(f"arm {self.name!r}: {error}") from None
 

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from icl_eval.budget import Schedule
 from icl_eval.experiment import Arm, Experiment
 from icl_eval.run_folder import RunFolder, to_json, write_atomically
 from icl_eval.tasks import Source
-from icl_eval.train import heldout_sequences, train_arm
+from icl_eval.train import calibrate, heldout_sequences, train_arm
 
 PACKAGES = ("icl-eval", "torch", "triton", "accelerate", "numpy", "scipy")
 
@@ -49,8 +50,9 @@ def run_experiment(
         RunFolderError: a folder cannot be written.
     """
     accelerator = make_accelerator(device)
-    schedules = {arm.name: arm.schedule() for arm in experiment.arms}
     for arm in experiment.arms:
+        if arm.budget.seconds is None:
+            arm.schedule()
         if arm.training.batch_size < accelerator.num_processes:
             raise ValueError(
                 f"arm {arm.name!r}: batch_size = {arm.training.batch_size} is smaller than the number of processes, "
@@ -75,18 +77,20 @@ def run_experiment(
         for seed in experiment.seeds:
             folder = RunFolder(root / arm.name / f"seed{seed}")
             if not folder.done:
+                schedule = _schedule(arm, folder, sources[arm.task, seed], accelerator)
                 if accelerator.is_main_process:
                     folder.begin(
-                        describe(arm, seed, accelerator),
+                        describe(arm, seed, schedule, accelerator),
                         environment(accelerator.device),
                         sources[arm.task, seed].manifest(),
                     )
-                on_start(arm, seed, schedules[arm.name].steps)
+                on_start(arm, seed, schedule.steps)
                 train_arm(
                     experiment,
                     arm,
                     seed,
                     sources[arm.task, seed],
+                    schedule,
                     folder,
                     accelerator,
                     checkpoint_seconds=checkpoint_seconds,
@@ -111,7 +115,16 @@ def make_accelerator(device: str) -> Accelerator:
     return Accelerator(cpu=not cuda, mixed_precision="bf16" if cuda else "no")
 
 
-def describe(arm: Arm, seed: int, accelerator: Accelerator) -> dict[str, Any]:
+def _schedule(arm: Arm, folder: RunFolder, source: Source, accelerator: Accelerator) -> Schedule:
+    """The arm's budget in steps: as recorded if the run has begun, calibrated if the budget is in seconds."""
+    if arm.budget.seconds is None:
+        return arm.schedule()
+    recorded = folder.recorded_config()
+    accelerator.wait_for_everyone()
+    return Schedule(**recorded["schedule"]) if recorded else arm.schedule(calibrate(arm, source, accelerator))
+
+
+def describe(arm: Arm, seed: int, schedule: Schedule, accelerator: Accelerator) -> dict[str, Any]:
     """``config.json`` of a run: the resolved config, and what follows from it."""
     context = arm.task.seq_len
     state, model = arm.model.state_size(context), arm.model
@@ -122,7 +135,7 @@ def describe(arm: Arm, seed: int, accelerator: Accelerator) -> dict[str, Any]:
         "device": accelerator.device.type,
         "precision": accelerator.mixed_precision,
         "processes": accelerator.num_processes,
-        "schedule": arm.schedule()._asdict(),
+        "schedule": schedule._asdict(),
         "costs": {
             "context": context,
             "parameters": model.num_parameters(),

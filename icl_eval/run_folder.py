@@ -76,6 +76,11 @@ class RunFolder:
     def done(self) -> bool:
         return (self.path / "DONE").is_file()
 
+    def recorded_config(self) -> dict[str, Any] | None:
+        """``config.json`` as an earlier, interrupted call wrote it, or ``None``."""
+        file = self.path / "config.json"
+        return _read_json(file) if file.is_file() else None
+
     def begin(self, config: dict[str, Any], env: dict[str, Any], manifest: dict[str, Any]) -> None:
         """Write what the run is, before it starts."""
         for name, content in (("config.json", config), ("env.json", env), ("data.json", manifest)):

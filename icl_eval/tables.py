@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from rich.table import Table
 
-from icl_eval.experiment import Experiment
+from icl_eval.experiment import Arm, Experiment
 from icl_eval.kernels import expanded_dim
 from icl_eval.models import Flops, Linear, MixerConfig, ModelConfig, Softmax, Window
 from icl_eval.plots import Group, group_runs
@@ -23,7 +23,7 @@ def plan_table(experiment: Experiment) -> Table:
     table = _table(*_COST_COLUMNS, "(paper's\ncount)", "steps", "tokens", "FLOPs", "mismatch")
     for task, arms in experiment.tasks().items():
         for arm in arms:
-            model, schedule = arm.model, arm.schedule()
+            model = arm.model
             state = model.state_size(task.seq_len).mathematical
             table.add_row(
                 arm.name,
@@ -32,10 +32,7 @@ def plan_table(experiment: Experiment) -> Table:
                 f"{state:,}",
                 _ratio(model.flops_per_token(task.seq_len)),
                 _ratio(model.flops_per_token(task.seq_len, causal=False)),
-                f"{schedule.steps:,}",
-                _millions(schedule.tokens),
-                f"{schedule.flops:.3g}",
-                f"{schedule.mismatch:+.2%}",
+                *_planned(arm),
             )
         table.add_section()
     return table
@@ -145,6 +142,13 @@ def _table(*columns: str) -> Table:
 def _ratio(flops: Flops) -> str:
     ratio = flops.weight_state_ratio
     return f"{ratio:.1f}:1" if ratio >= 1 else f"1:{1 / ratio:.1f}"
+
+
+def _planned(arm: Arm) -> list[str]:
+    if arm.budget.seconds is not None:
+        return ["-", "-", "-", f"{arm.budget.seconds:g} s"]
+    schedule = arm.schedule()
+    return [f"{schedule.steps:,}", _millions(schedule.tokens), f"{schedule.flops:.3g}", f"{schedule.mismatch:+.2%}"]
 
 
 def _result(task: Task, group: Group) -> list[str]:

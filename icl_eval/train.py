@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
+from icl_eval.budget import Schedule
 from icl_eval.checkpoint import load_checkpoint, save_checkpoint
 from icl_eval.experiment import Arm, Experiment
 from icl_eval.measure import ScoredLoss, measure
@@ -16,6 +17,7 @@ from icl_eval.positions import append
 from icl_eval.run_folder import RunFolder
 from icl_eval.tasks import Source
 
+CALIBRATION_STEPS = 12
 LOG_EVERY_STEPS = 10
 """Steps between lines of metrics; losses are read from the device, and checkpoints written, only then."""
 
@@ -35,6 +37,7 @@ def train_arm(
     arm: Arm,
     seed: int,
     source: Source,
+    schedule: Schedule,
     folder: RunFolder,
     accelerator: Accelerator,
     *,
@@ -47,18 +50,14 @@ def train_arm(
         experiment: for what is common to its arms: how they are measured.
         arm, seed: what is trained.
         source: the arm's task, built for the seed.
+        schedule: the arm's budget in steps.
         folder: where ``begin`` has been called already.
         accelerator: device, processes and precision.
         checkpoint_seconds: time between checkpoints.
         on_progress: called with the steps taken and the last mean loss (nats).
     """
-    schedule, training = arm.schedule(), arm.training
-    model = ScoredLoss(arm.model.build(seed))
-    matrices = [p for p in model.parameters() if p.ndim >= 2]
-    vectors = [p for p in model.parameters() if p.ndim < 2]
-    groups = [{"params": matrices, "weight_decay": training.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=training.learning_rate, betas=training.betas)
-    model, optimizer = accelerator.prepare(model, optimizer)
+    training = arm.training
+    model, optimizer = _prepare(arm, seed, accelerator)
     bare, bare_optimizer = accelerator.unwrap_model(model), optimizer.optimizer
     step, seconds = load_checkpoint(folder.path / "checkpoint", bare, bare_optimizer)
     accelerator.wait_for_everyone()
@@ -122,6 +121,29 @@ def train_arm(
         how = {"status": "nan", "reason": f"{error} after step {step}"}
     if accelerator.is_main_process:
         folder.finish(**how, step=step, seconds=seconds)
+
+
+def calibrate(arm: Arm, source: Source, accelerator: Accelerator) -> float:
+    """Median seconds of a training step on this device, from :data:`CALIBRATION_STEPS` steps of a model thrown away."""
+    model, optimizer = _prepare(arm, 0, accelerator)
+    seconds = []
+    for step in range(CALIBRATION_STEPS):
+        start = time.perf_counter()
+        loss, _ = _step(model, optimizer, source, step, arm, accelerator)
+        loss.item()
+        seconds.append(time.perf_counter() - start)
+    measured = torch.tensor(sorted(seconds)[len(seconds) // 2], device=accelerator.device)
+    return accelerator.reduce(measured, reduction="mean").item()
+
+
+def _prepare(arm: Arm, seed: int, accelerator: Accelerator) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+    """The arm's model, initialised from the seed, and its optimiser, on the accelerator's device and processes."""
+    model = ScoredLoss(arm.model.build(seed))
+    matrices = [p for p in model.parameters() if p.ndim >= 2]
+    vectors = [p for p in model.parameters() if p.ndim < 2]
+    groups = [{"params": matrices, "weight_decay": arm.training.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=arm.training.learning_rate, betas=arm.training.betas)
+    return accelerator.prepare(model, optimizer)
 
 
 def heldout_sequences(experiment: Experiment, source: Source) -> int:

@@ -57,8 +57,8 @@ def arm(**fields: object) -> Arm:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Budget(), "exactly one of flops and tokens"),
-        (lambda: Budget(flops=1e9, tokens=10), "exactly one of flops and tokens"),
+        (lambda: Budget(), "exactly one of flops, tokens and seconds"),
+        (lambda: Budget(flops=1e9, tokens=10), "exactly one of flops, tokens and seconds"),
         (lambda: Budget(flops=-1.0), "Budget.flops = -1.0: must be positive"),
         (lambda: arm(model=ModelConfig(vocab_size=65)), "vocab_size = 65, but the task 'mqar' has 64 tokens"),
         (lambda: arm(name="a/b"), "Arm.name = 'a/b': must be letters"),

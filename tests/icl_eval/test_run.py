@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from icl_eval import load_run, load_runs
+from icl_eval import Budget, load_run, load_runs
 from icl_eval.checkpoint import load_checkpoint, save_checkpoint
 from icl_eval.measure import ScoredLoss, measure
 from icl_eval.plots import plot_all
@@ -227,6 +227,19 @@ def test_unfinished_and_foreign_folders_are_not_results(folder: Path, tmp_path: 
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(RunFolderError, match="unfinished: run the same command again"):
         load_run(tmp_path)
+
+
+def test_a_budget_in_seconds_becomes_steps_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny = load_preset(TINY)
+    timed = replace(tiny, arms=(replace(tiny.arms[0], budget=Budget(seconds=0.2)),))
+    with pytest.raises(ValueError, match=r"arm 'mqar-softmax': a budget of 0.2 seconds becomes steps only"):
+        timed.arms[0].schedule()
+    (run,) = load_runs(run_experiment(timed, tmp_path, device="cpu"))
+    assert run.config["schedule"]["steps"] == run.status["step"] > 1
+    (run.path / "DONE").unlink()
+    monkeypatch.setattr("icl_eval.run.calibrate", lambda *_: pytest.fail("calibrated again"))
+    (again,) = load_runs(run_experiment(timed, tmp_path, device="cpu"))
+    assert again.config["schedule"] == run.config["schedule"]
 
 
 def test_devices_are_checked() -> None:
