@@ -3,8 +3,8 @@
     python benchmarks/training.py --out results/training
 
 Times whole optimiser steps of the harness' own loss module (forward, chunked cross-entropy, backward, clipping, AdamW)
-in bfloat16 autocast on random tokens, one sequence a step, all mixers in one process. Writes ``training.csv`` (median and
-20/80 % quantiles of the step, tokens/s, share of the measured bf16 matmul peak on weight and state FLOPs without
+in bfloat16 autocast on random tokens, one sequence a step, all mixers in one process. Writes ``training.csv`` (median
+and 20/80 % quantiles of the step, tokens/s, share of the measured bf16 matmul peak on weight and state FLOPs without
 recomputation, peak memory) and ``training.json`` (GPU, versions, commit, command).
 """
 
@@ -93,7 +93,7 @@ def main() -> None:
             row |= {"over_softmax": row["tokens_per_second"] / softmax, "share_of_peak": row["flops_per_second"] / peak}
             rows.append(row)
             print(
-                f"{name:12} context {context:6} {row['seconds'] * 1e3:8.1f} ms  {row['tokens_per_second']:10,.0f} tokens/s",
+                f"{name:12} {context:6} tokens {row['seconds'] * 1e3:8.1f} ms {row['tokens_per_second']:10,.0f} tokens/s",
                 f"{row['over_softmax']:.2f}x softmax {row['share_of_peak']:.0%} of peak {row['peak_memory_gb']:.1f} GB",
                 flush=True,
             )

@@ -32,8 +32,8 @@ class Budget(Config):
     Attributes:
         flops: training FLOPs, forward and backward, as executed (causal).
         tokens: training tokens.
-        seconds: training time on the device at hand, without measuring; a short calibration turns it into steps, which are
-            recorded before training and kept when the run resumes.
+        seconds: training time on the device at hand, without measuring; a short calibration turns it into steps, which
+            are recorded before training and kept when the run resumes.
     """
 
     flops: float | None = None

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
 
 from icl_eval.budget import Schedule
 from icl_eval.checkpoint import load_checkpoint, save_checkpoint
@@ -136,7 +137,7 @@ def calibrate(arm: Arm, source: Source, accelerator: Accelerator) -> float:
     return accelerator.reduce(measured, reduction="mean").item()
 
 
-def _prepare(arm: Arm, seed: int, accelerator: Accelerator) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+def _prepare(arm: Arm, seed: int, accelerator: Accelerator) -> tuple[torch.nn.Module, AcceleratedOptimizer]:
     """The arm's model, initialised from the seed, and its optimiser, on the accelerator's device and processes."""
     model = ScoredLoss(arm.model.build(seed))
     matrices = [p for p in model.parameters() if p.ndim >= 2]
