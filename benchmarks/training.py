@@ -93,7 +93,7 @@ def main() -> None:
             row |= {"over_softmax": row["tokens_per_second"] / softmax, "share_of_peak": row["flops_per_second"] / peak}
             rows.append(row)
             print(
-                f"{name:12} {context:6} tokens {row['seconds'] * 1e3:8.1f} ms {row['tokens_per_second']:10,.0f} tokens/s",
+                f"{name:12} {context:6} tokens{row['seconds'] * 1e3:8.1f} ms {row['tokens_per_second']:9,.0f} tokens/s",
                 f"{row['over_softmax']:.2f}x softmax {row['share_of_peak']:.0%} of peak {row['peak_memory_gb']:.1f} GB",
                 flush=True,
             )

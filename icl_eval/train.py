@@ -3,7 +3,8 @@
 import math
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from icl_eval.experiment import Arm, Experiment
 from icl_eval.measure import ScoredLoss, measure
 from icl_eval.positions import append
 from icl_eval.run_folder import RunFolder
-from icl_eval.tasks import Source
+from icl_eval.tasks import Batch, Source
 
 CALIBRATION_STEPS = 12
 LOG_EVERY_STEPS = 10
@@ -78,11 +79,11 @@ def train_arm(
     norms: list[torch.Tensor] = []
     started = last_checkpoint = time.perf_counter()
     try:
-        while step < schedule.steps:
+        for batch in _prefetched(source, step, schedule.steps, training.batch_size):
             learning_rate = training.learning_rate_at(step, schedule.steps, arm.tokens_per_step)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate
-            loss, norm = _step(model, optimizer, source, step, arm, accelerator)
+            loss, norm = _step(model, optimizer, batch, arm, accelerator)
             losses.append(loss)
             norms.append(norm)
             step += 1
@@ -128,11 +129,13 @@ def calibrate(arm: Arm, source: Source, accelerator: Accelerator) -> float:
     """Median seconds of a training step on this device, from :data:`CALIBRATION_STEPS` steps of a model thrown away."""
     model, optimizer = _prepare(arm, 0, accelerator)
     seconds = []
-    for step in range(CALIBRATION_STEPS):
-        start = time.perf_counter()
-        loss, _ = _step(model, optimizer, source, step, arm, accelerator)
+    start = time.perf_counter()
+    for batch in _prefetched(source, 0, CALIBRATION_STEPS, arm.training.batch_size):
+        loss, _ = _step(model, optimizer, batch, arm, accelerator)
         loss.item()
-        seconds.append(time.perf_counter() - start)
+        now = time.perf_counter()
+        seconds.append(now - start)
+        start = now
     measured = torch.tensor(sorted(seconds)[len(seconds) // 2], device=accelerator.device)
     return accelerator.reduce(measured, reduction="mean").item()
 
@@ -164,11 +167,20 @@ def heldout_sequences(experiment: Experiment, source: Source) -> int:
     return asked // batch_size * batch_size
 
 
+def _prefetched(source: Source, first: int, last: int, batch_size: int) -> Iterator[Batch]:
+    """Training batches ``first`` to ``last - 1``, each made while the one before is trained on."""
+    with ThreadPoolExecutor(max_workers=1) as maker:
+        upcoming = maker.submit(source.batch, "train", first, batch_size)
+        for index in range(first + 1, last + 1):
+            batch = upcoming.result()
+            upcoming = maker.submit(source.batch, "train", index, batch_size)
+            yield batch
+
+
 def _step(
     model: torch.nn.Module,
     optimizer: torch.optim.Optimizer,
-    source: Source,
-    step: int,
+    batch: Batch,
     arm: Arm,
     accelerator: Accelerator,
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -176,7 +188,6 @@ def _step(
 
     Every process takes its rows of the same global batch, so that the number of processes does not change the data.
     """
-    batch = source.batch("train", step, arm.training.batch_size)
     mine = slice(accelerator.process_index, None, accelerator.num_processes)
     tokens, targets, scored = (x[mine].to(accelerator.device, non_blocking=True) for x in batch[:3])
     nll, _ = model(tokens, targets)
