@@ -157,7 +157,7 @@ def _use_triton(
 def _kernel_chunk_size(chunk_size: int | None, q: Tensor, v: Tensor, degree: int, stateful: bool) -> int:
     T = q.shape[1]
     default = default_chunk_size(q.shape[-1], v.shape[-1], degree)
-    if degree > 2 or (chunk_size is None and not stateful and T <= ATTENTION_FORM_CHUNKS * default):
+    if degree > 2 or (chunk_size is None and not stateful and ATTENTION_FORM_CHUNKS * default >= T):
         return T
     return chunk_size or default
 

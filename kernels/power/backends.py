@@ -52,12 +52,20 @@ def works(q: Tensor, v: Tensor, degree: int, normalization: str, gated: bool) ->
 
 @functools.cache
 def _checked(
-    device: torch.device, dtype: torch.dtype, head_dim: int, value_dim: int, degree: int, normalization: str, gated: bool
+    device: torch.device,
+    dtype: torch.dtype,
+    head_dim: int,
+    value_dim: int,
+    degree: int,
+    normalization: str,
+    gated: bool,
 ) -> bool:
     try:
         error = self_check(device, dtype, head_dim, value_dim, degree, normalization, gated)
         problem = None if error <= TOLERANCE[dtype] else f"a self-check is off by {error:.1e}"
-    except Exception as failure:  # a compiler or driver may fail in any way; the chunked form still gives the right result
+    except (
+        Exception
+    ) as failure:  # a compiler or driver may fail in any way; the chunked form still gives the right result
         problem = f"{type(failure).__name__}: {failure}"
     if problem:
         warnings.warn(
@@ -70,7 +78,13 @@ def _checked(
 
 
 def self_check(
-    device: torch.device, dtype: torch.dtype, head_dim: int, value_dim: int, degree: int, normalization: str, gated: bool
+    device: torch.device,
+    dtype: torch.dtype,
+    head_dim: int,
+    value_dim: int,
+    degree: int,
+    normalization: str,
+    gated: bool,
 ) -> float:
     """Largest relative error norm of the kernels' output and gradients of q, k and v, against the chunked form in float32."""
     from icl_eval.kernels.power.chunked import chunked_power_attention

@@ -1,3 +1,4 @@
+# ruff: noqa: N803 (tile sizes and shapes carry the names the field gives them)
 """Triton kernels of the backward pass.
 
 With un-normalised outputs o and row sums n, dO = dy / n and dn = -(dy·y) / n, so that the gradient of a weight is
@@ -9,7 +10,6 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
-
 from icl_eval.kernels.power.tiles import as_accumulator, gate_between, mirrored_rows, power, times_slope
 
 

@@ -11,10 +11,6 @@ from typing import NamedTuple
 
 import torch
 import triton
-from torch import Tensor
-from torch.nn import functional as F
-from torch.utils.flop_counter import register_flop_formula
-
 from icl_eval.kernels.power.backward import key_value_gradient_kernel, output_gradient_kernel, query_gradient_kernel
 from icl_eval.kernels.power.canonical import to_canonical_order, to_kernel_order
 from icl_eval.kernels.power.cost import flops_by_operation
@@ -32,6 +28,9 @@ from icl_eval.kernels.power.update_state import (
     update_normalizer_kernel,
     update_state_kernel,
 )
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.flop_counter import register_flop_formula
 
 STATE_DEGREES = (1, 2)
 """Degrees whose states the kernels build; above, they compute attention alone."""
@@ -166,12 +165,16 @@ def power_attention_op(
         _update_states(k, kt, v, gates.to_end, states[:, 1:], s, n_updates, 1, log_g is not None, precision)
     if states.numel():
         start = None if initial is None else to_kernel_order(initial, *s.canonical)
-        kernel_final = _discumsum(states, gates.high, start, s, n_updates, s.rows * s.V, log_g is not None, return_state)
+        kernel_final = _discumsum(
+            states, gates.high, start, s, n_updates, s.rows * s.V, log_g is not None, return_state
+        )
         if return_state:
             final = to_canonical_order(kernel_final.view(s.B, s.Hk, s.rows, s.V), *s.canonical)
     if normalizers.numel():
         if n_updates:
-            _update_normalizers(k, kt, None, gates.to_end, normalizers[:, 1:], s, n_updates, 1, log_g is not None, precision)
+            _update_normalizers(
+                k, kt, None, gates.to_end, normalizers[:, 1:], s, n_updates, 1, log_g is not None, precision
+            )
         start = None
         if initial_normalizer is not None:
             start = to_kernel_order(initial_normalizer[..., None], s.head_dim, s.D, s.D, degree)
@@ -217,7 +220,19 @@ def power_attention_op(
 
 @power_attention_op.register_fake
 def _(  # type: ignore[no-untyped-def]
-    q, k, v, log_g, initial, initial_normalizer, head_dim, degree, scale, normalized, precision, chunk_size, return_state
+    q,
+    k,
+    v,
+    log_g,
+    initial,
+    initial_normalizer,
+    head_dim,
+    degree,
+    scale,
+    normalized,
+    precision,
+    chunk_size,
+    return_state,
 ):
     s = _sizes(q, k, v, head_dim, degree, chunk_size)
     y = q.new_empty(s.B, s.T, s.H, s.V)
@@ -691,5 +706,7 @@ def _padded(x: Tensor, size: int) -> Tensor:
 
 def _unit_stride(x: Tensor) -> Tensor:
     """Kernels read features as one run of memory, 16 bytes at a time."""
-    aligned = x.stride(-1) == 1 and x.data_ptr() % 16 == 0 and all(n * x.element_size() % 16 == 0 for n in x.stride()[:3])
+    aligned = (
+        x.stride(-1) == 1 and x.data_ptr() % 16 == 0 and all(n * x.element_size() % 16 == 0 for n in x.stride()[:3])
+    )
     return x if aligned else x.contiguous()

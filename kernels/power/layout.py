@@ -1,3 +1,4 @@
+# ruff: noqa: N803 (tile sizes and shapes carry the names the field gives them)
 """Triton kernels that lay out what the main kernels read: transposed copies, running gates, and their gradient."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# ruff: noqa: N803 (tile sizes and shapes carry the names the field gives them)
 """Triton kernel of one decoding step: the state is read and written once, whatever the length of the context."""
 
 from __future__ import annotations
@@ -5,11 +6,10 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
-
 from icl_eval.kernels.power.embedding import expanded_dim, multi_indices
 from icl_eval.kernels.power.gates import CLOSED_LOG_GATE
 from icl_eval.kernels.power.reference import State
+from torch import Tensor
 
 PROGRAMS = 1024
 """Programs wanted at least, to fill a large GPU: small batches split the state's rows among several."""

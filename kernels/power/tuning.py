@@ -50,16 +50,17 @@ def settings(kernel: str, head_dim: int, value_dim: int, dtype: torch.dtype, dev
 
 
 def fallback(kernel: str, head_dim: int, value_dim: int, dtype: torch.dtype) -> Launch:
-    """Settings sized to fit registers and 100 KB of shared memory at any supported shape."""
-    wide = max(head_dim, value_dim) > 64 or dtype != torch.bfloat16
+    """Settings sized to fit registers and shared memory at any supported shape."""
+    row_bytes = max(head_dim, value_dim) * dtype.itemsize
+    tile, stages = (64, 2) if row_bytes <= 128 else (32, 2) if row_bytes <= 256 else (16, 1)
     if kernel == "update_state":
-        return launch(4, 2, COUNT=1 if wide else 2, BT=32 if wide else 64, STAGES=2)
+        return launch(4, stages, COUNT=2 if row_bytes <= 128 else 1, BT=tile, STAGES=stages)
     if kernel == "forward":
-        return launch(4, 2, BM=64, BN=32 if wide else 64, STAGES=2)
+        return launch(4, stages, BM=64, BN=tile, STAGES=stages)
     if kernel == "query_gradient":
-        return launch(4, 2, BM=64, BN=32, STAGES=2)
+        return launch(4, stages, BM=64, BN=min(tile, 32), STAGES=stages)
     if kernel == "key_value_gradient":
-        return launch(4, 2, BK=64, BQ=32, STAGES=2)
+        return launch(8 if row_bytes > 256 else 4, stages, BK=64, BQ=min(tile, 32), STAGES=stages)
     raise KeyError(kernel)
 
 

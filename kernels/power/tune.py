@@ -1,0 +1,96 @@
+"""Measures launch settings of the Triton kernels on this GPU and prints the lines to add to the table in ``tuning``.
+
+    python -m icl_eval.kernels.power.tune --head-dim 64 --value-dim 64
+
+Each kernel's candidates are tried one after another while the other kernels keep their settings; a candidate that does
+not compile or fit is left out. A few minutes, mostly of compilation.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+from collections.abc import Iterator
+
+import torch
+from icl_eval.kernels.power import tuning
+from icl_eval.kernels.power.attention import power_attention
+from icl_eval.kernels.power.tiles import split_of
+from icl_eval.kernels.power.tuning import Launch, launch
+from torch.profiler import ProfilerActivity, profile
+
+KERNELS = ("update_state", "forward", "query_gradient", "key_value_gradient")
+REPETITIONS = 5
+
+
+def candidates(kernel: str, head_dim: int) -> Iterator[Launch]:
+    """Settings worth trying; those of the best known entries are among them."""
+    if kernel == "update_state":
+        for warps, count, tokens, stages in itertools.product((1, 2, 4), (2, 4), (32, 64, 128), (2, 3)):
+            if count * 2 <= split_of(head_dim):
+                yield launch(warps, 2, COUNT=count, BT=tokens, STAGES=stages)
+    else:
+        rows, columns = ("BK", "BQ") if kernel == "key_value_gradient" else ("BM", "BN")
+        for (warps, tile), other, stages in itertools.product(((4, 64), (4, 128), (8, 128)), (32, 64), (3, 4)):
+            yield launch(warps, 3, **{rows: tile, columns: other, "STAGES": stages})
+
+
+def kernel_microseconds(kernel: str, head_dim: int, value_dim: int, tokens: int) -> float:
+    """Median time of one kernel in a forward and backward pass of 12 heads, gated, bfloat16, degree 2."""
+    generator = torch.Generator("cuda").manual_seed(0)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(1, tokens, 12, *shape, generator=generator, device="cuda")
+
+    q, k = (normal(head_dim).bfloat16().requires_grad_() for _ in range(2))
+    v = normal(value_dim).bfloat16().requires_grad_()
+    log_g = torch.nn.functional.logsigmoid(normal() + 4).requires_grad_()
+    dy = normal(value_dim).bfloat16()
+
+    def once() -> None:
+        y = power_attention(q, k, v, log_g, backend="triton")
+        torch.autograd.grad(y, (q, k, v, log_g), dy)
+
+    once()
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CUDA]) as recorded:
+        for _ in range(REPETITIONS):
+            once()
+        torch.cuda.synchronize()
+    times = sorted(event.device_time for event in recorded.events() if event.name == f"{kernel}_kernel")
+    return times[len(times) // 2]
+
+
+def tune(head_dim: int, value_dim: int, tokens: int) -> None:
+    """Tunes every kernel in turn and prints its best setting."""
+    architecture = tuning.architecture(torch.device("cuda", torch.cuda.current_device()))
+    for kernel in KERNELS:
+        key = (architecture, kernel, head_dim, value_dim)
+        measured: list[tuple[float, Launch]] = []
+        for candidate in candidates(kernel, head_dim):
+            tuning.TABLE[key] = candidate
+            try:
+                measured.append((kernel_microseconds(kernel, head_dim, value_dim, tokens), candidate))
+            except Exception as failure:  # compilers refuse settings in many ways; any refusal drops the candidate
+                print(f"# {kernel} {candidate.options}: {type(failure).__name__}")
+        microseconds, best = min(measured, key=lambda entry: entry[0])
+        tuning.TABLE[key] = best
+        tiles = ", ".join(f"{name}={value}" for name, value in best.tiles)
+        print(f"    {key}: launch({best.num_warps}, {best.num_stages}, {tiles}),  # {microseconds:.0f} µs", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--head-dim", type=int, required=True, help="elements, a power of two")
+    parser.add_argument("--value-dim", type=int, required=True, help="elements, a power of two")
+    parser.add_argument(
+        "--tokens", type=int, default=65536, help="sequence length to measure at (default: %(default)s)"
+    )
+    arguments = parser.parse_args()
+    if not torch.cuda.is_available():
+        raise SystemExit("tuning needs a CUDA GPU")
+    tune(arguments.head_dim, arguments.value_dim, arguments.tokens)
+
+
+if __name__ == "__main__":
+    main()
