@@ -1,8 +1,9 @@
 # ruff: noqa: N803 (tile sizes and shapes carry the names the field gives them)
 """Triton kernels of the backward pass.
 
-With un-normalised outputs o and row sums n, dO = dy / n and dn = -(dy·y) / n, so that the gradient of a weight is
-dO·v + dn. Weights are recomputed, and the share of earlier chunks comes from the states S, that of later chunks from
+With un-normalised outputs o and row sums n, dO = dy / n and dn = -dO·y, so that the gradient of a weight is dO·v + dn.
+A weight of degree p is homogeneous in its query, so q·dq / p = dO·o + dn n: nothing with a row sum, dy·y without. The gates'
+gradient needs it and takes it from there: summed from dq it would be the noise of rounding. Weights are recomputed, and the share of earlier chunks comes from the states S, that of later chunks from
 their gradients dS. Both states are symmetric in (i, j): dq_a = 2 Σ_i q_i S[i, a]·dO, a scaled operand in registers again.
 """
 
@@ -19,7 +20,7 @@ def output_gradient_kernel(
     y_ptr,
     row_sum_ptr,
     do_ptr,
-    dn_ptr,
+    row_ptr,
     stride_b,
     stride_t,
     stride_h,
@@ -31,8 +32,9 @@ def output_gradient_kernel(
     NORMALIZED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Gradients of the un-normalised outputs, [B, T, H, V] contiguous, and of the row sums, [B·H, T_padded]; zero where
-    the row sum is. Grid (T_padded / BLOCK, B·H).
+    """Gradients dO of the un-normalised outputs, [B, T, H, V] contiguous, and a number a row, [B·H, T_padded]: the gradient
+    dn of the row sum, or without one dy·y. All are zero where the row sum is. dn is that of dO as stored, so that a row's
+    gradients of weights, times the weights, add up to nothing. Grid (T_padded / BLOCK, B·H).
     """
     head = tl.program_id(1).to(tl.int64)
     t = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -42,15 +44,17 @@ def output_gradient_kernel(
     source = dy_ptr + head // H * stride_b + head % H * stride_h
     own = (head // H * T * H + head % H) * V + t64 * (H * V) + v
     dy = tl.load(source + t64 * stride_t + v, inside, 0.0).to(tl.float32)
+    y = tl.load(y_ptr + own, inside, 0.0).to(tl.float32)
     if NORMALIZED:
         row_sum = tl.load(row_sum_ptr + head * T_padded + t, t < T, 0.0)
         inverse = tl.where(row_sum == 0.0, 0.0, 1.0 / tl.where(row_sum == 0.0, 1.0, row_sum))
-        y = tl.load(y_ptr + own, inside, 0.0).to(tl.float32)
-        dy *= inverse[:, None]
-        tl.store(dn_ptr + head * T_padded + t, -tl.sum(dy * y, 1))
+        do = (dy * inverse[:, None]).to(do_ptr.dtype.element_ty)
+        row = -tl.sum(do.to(tl.float32) * y, 1)
     else:
-        dy *= output_scale
-    tl.store(do_ptr + own, dy.to(do_ptr.dtype.element_ty), inside)
+        do = (dy * output_scale).to(do_ptr.dtype.element_ty)
+        row = tl.sum(dy * y, 1)
+    tl.store(do_ptr + own, do, inside)
+    tl.store(row_ptr + head * T_padded + t, row)
 
 
 @triton.jit
@@ -66,7 +70,6 @@ def query_gradient_kernel(
     state_ptr,
     z_ptr,
     dq_ptr,
-    dgate_ptr,
     stride_qb,
     stride_qt,
     stride_qh,
@@ -95,9 +98,7 @@ def query_gradient_kernel(
     BN: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """dq [B, T, H, D] (contiguous) of BM queries and q·dq / degree, the queries' share of the gates' gradient,
-    [B·H, T_padded]. It is summed from weights in float32, as the keys' share is: the two nearly cancel. Grid (tiles of BM, B·H).
-    """
+    """dq [B, T, H, D] (contiguous) of BM queries. Grid (tiles of BM, B·H)."""
     start = tl.program_id(0) * BM
     head = tl.program_id(1).to(tl.int64)
     batch, h = head // H, head % H
@@ -116,7 +117,6 @@ def query_gradient_kernel(
     q = tl.load(q_ptr + batch * stride_qb + h * stride_qh + t64 * stride_qt + d[None, :], inside, 0.0)
     do = tl.load(do_ptr + (batch * T * H + h) * V + t64 * (H * V) + v_index[None, :], inside, 0.0)
     acc = tl.zeros((BM, D), tl.float32)
-    share = tl.zeros((BM,), tl.float32)
     first_high, first_low = 0.0, 0.0
     if NORMALIZED:
         dn = tl.load(dn_ptr + head * T_padded + t)
@@ -147,7 +147,6 @@ def query_gradient_kernel(
             acc *= 2.0
         if GATED:
             acc *= tl.exp2(first_high)
-            share = tl.sum(acc * q, 1)
 
     for first in tl.range(chunk_start, start, BN):
         j = first + tl.arange(0, BN)
@@ -162,12 +161,10 @@ def query_gradient_kernel(
         if GATED:
             gate = gate_between(first_high, first_low, tl.load(high_base + j), tl.load(low_base + j))
             dscores = dscores * gate[None, :]
-            share += tl.sum(dscores * scores, 1)
         acc = tl.dot(dscores.to(k.dtype), k, acc, input_precision=PRECISION)
     if GATED:
         since_first = gate_between(row_high, row_low, first_high, first_low)
         acc *= since_first[:, None]
-        share *= since_first
 
     for first in tl.range(start, min(start + BM, T), BN):
         j = first + tl.arange(0, BN)
@@ -184,13 +181,9 @@ def query_gradient_kernel(
             j_low = tl.load(low_base + j)
             dscores = dscores * gate_between(row_high[:, None], row_low[:, None], j_high[None, :], j_low[None, :])
         dscores = tl.where(t[:, None] >= j[None, :], dscores, 0.0)
-        if GATED:
-            share += tl.sum(dscores * scores, 1)
         acc = tl.dot(dscores.to(k.dtype), k, acc, input_precision=PRECISION)
 
     tl.store(dq_ptr + (batch * T * H + h) * D + t64 * (H * D) + d[None, :], acc.to(dq_ptr.dtype.element_ty), inside)
-    if GATED:
-        tl.store(dgate_ptr + head * T_padded + t, share / DEGREE)
 
 
 @triton.jit

@@ -284,13 +284,13 @@ def power_attention_backward_op(
     gates = _running_gates(log_g, s, q)
     dq, dk, dv, dlog_g, dinitial, dinitial_normalizer = _gradients(q, k, v, log_g, s, has_initial, normalized)
     do = torch.empty_like(y)
-    dn = torch.empty(s.B * s.H, s.padded, dtype=torch.float32, device=q.device) if normalized else row_sum
+    rows = torch.empty(s.B * s.H, s.padded, dtype=torch.float32, device=q.device)  # dn, or dy·y without row sums
     output_gradient_kernel[triton.cdiv(s.padded, 64), s.B * s.H](
         dy,
         y,
         row_sum,
         do,
-        dn,
+        rows,
         *dy.stride()[:3],
         s.H,
         s.T,
@@ -321,7 +321,7 @@ def power_attention_backward_op(
             dinitial = to_canonical_order(first.view(s.B, s.Hk, s.rows, s.V), *s.canonical)
     if normalizers.numel():
         dnormalizers = torch.empty(s.B * s.Hk, s.n_chunks, s.D, s.D, dtype=torch.float32, device=q.device)
-        _update_normalizers(q, qt, dn, gates.from_start, dnormalizers, s, s.n_chunks, s.groups, gated, precision)
+        _update_normalizers(q, qt, rows, gates.from_start, dnormalizers, s, s.n_chunks, s.groups, gated, precision)
         if has_final:
             zero = torch.zeros(s.B, s.Hk, expanded_dim(head_dim, degree), device=q.device)
             given = zero if dfinal_normalizer is None else dfinal_normalizer
@@ -335,7 +335,6 @@ def power_attention_backward_op(
             whole = first.view(s.B, s.Hk, s.D**2, 1)
             dinitial_normalizer = to_canonical_order(whole, s.head_dim, s.D, s.D, degree)[..., 0]
 
-    query_gate = torch.empty(s.B * s.H, s.padded, device=q.device) if gated else carried
     chosen = settings("query_gradient", s.D, s.V, q.dtype, q.device)
     strides = (*q.stride()[:3], *k.stride()[:3], *v.stride()[:3])
     shared = {
@@ -355,13 +354,12 @@ def power_attention_backward_op(
         v,
         qt,
         do,
-        dn,
+        rows,
         gates.high,
         gates.low,
         states,
         normalizers,
         dq,
-        query_gate,
         *strides,
         s.H,
         s.T,
@@ -380,7 +378,7 @@ def power_attention_backward_op(
         v,
         kt,
         do,
-        dn,
+        rows,
         gates.high,
         gates.low,
         dstates,
@@ -401,7 +399,7 @@ def power_attention_backward_op(
     if log_g is not None:
         gate_gradient_kernel[s.n_chunks, s.B * s.Hk](
             token_gate,
-            query_gate,
+            rows,
             carried,
             log_g,
             dlog_g,
@@ -411,6 +409,7 @@ def power_attention_backward_op(
             s.padded,
             s.chunk,
             GROUPS=s.groups,
+            NORMALIZED=normalized,
             CLOSED=CLOSED_LOG_GATE,
             BLOCK=CHUNK_MULTIPLE,
         )
