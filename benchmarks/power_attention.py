@@ -90,7 +90,7 @@ def providers(
         with sdpa_kernel(backend):
             return scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v)), is_causal=True).transpose(1, 2)
 
-    found: dict[str, tuple[Callable[[], Tensor], list]] = {
+    found: dict[str, tuple[Forward, list]] = {
         "power p=2": (
             lambda: power_attention(q, k, v, log_g, backend="triton", chunk_size=chunk if forced_chunk else None),
             [q, k, v, log_g],
@@ -183,8 +183,9 @@ def print_row(row: Row) -> None:
         print(f"{row.batch:>3} x {row.tokens:<8} d{row.head_dim:<4} {row.mode:<19} {row.provider:<22} -", flush=True)
         return
     print(
-        f"{row.batch:>3} x {row.tokens:<8} d{row.head_dim:<4} {row.mode:<19} {row.provider:<22} {row.median_ms:9.3f} ms "
-        f"[{row.low_ms:.3f}, {row.high_ms:.3f}]  {row.tflops_per_s:6.0f} TFLOP/s ({row.share_of_matmul_peak:4.0%} of peak)  "
+        f"{row.batch:>3} x {row.tokens:<8} d{row.head_dim:<4} {row.mode:<19} {row.provider:<22} "
+        f"{row.median_ms:9.3f} ms [{row.low_ms:.3f}, {row.high_ms:.3f}]  "
+        f"{row.tflops_per_s:6.0f} TFLOP/s ({row.share_of_matmul_peak:4.0%} of peak)  "
         f"{row.tokens_per_s / 1e6:8.2f} Mtok/s  {row.peak_extra_mb:8.0f} MB",
         flush=True,
     )

@@ -18,6 +18,8 @@ NORMALIZATIONS = ("row_sum", "none")
 BACKENDS = ("auto", "reference", "chunked", "triton")
 ATTENTION_FORM_CHUNKS = 4
 """Sequences up to so many default chunks are faster as one chunk, plain attention, in the Triton kernels."""
+MIN_STATE_CHUNK = 512
+"""Tokens per chunk below which writing and reading the states of degree 2 outweighs what the Triton kernels save."""
 
 
 def power_attention(
@@ -48,12 +50,12 @@ def power_attention(
         scale: factor on q·k; 1/sqrt(D) if None. It cancels under ``"row_sum"``.
         normalization: ``"row_sum"`` divides by the sum of the weights, for even degrees, whose weights are not
             negative; a row whose weights sum to zero gives 0 with zero gradients. ``"none"`` leaves the weighted sum.
-        chunk_size: tokens per chunk; :func:`default_chunk_size` if None, except that the Triton kernels then compute
-            sequences of up to four such chunks as one, plain attention, which is faster. They round it up to 128.
+        chunk_size: tokens per chunk; :func:`default_chunk_size` if None. The Triton kernels round it up to 128; left
+            to choose, they take at least 512 at degree 2, and sequences of up to four chunks as plain attention.
         initial_state: state before the first token; None is empty.
         return_state: also return the state after the last token.
-        backend: ``"reference"`` (quadratic oracle), ``"chunked"`` (plain torch, linear cost), ``"triton"`` (GPU kernels;
-            above degree 2 without states, as attention) or ``"auto"``: triton where it works, otherwise chunked.
+        backend: ``"reference"`` (quadratic oracle), ``"chunked"`` (plain torch, linear cost), ``"triton"`` (GPU
+            kernels; above degree 2 without states, as attention) or ``"auto"``: triton where it works, else chunked.
 
     Returns:
         y [B, T, H, V] in q's dtype, or ``(y, (S, z))``: the state S [B, Hk, D_spow, V] and normaliser z
@@ -159,7 +161,7 @@ def _kernel_chunk_size(chunk_size: int | None, q: Tensor, v: Tensor, degree: int
     default = default_chunk_size(q.shape[-1], v.shape[-1], degree)
     if degree > 2 or (chunk_size is None and not stateful and ATTENTION_FORM_CHUNKS * default >= T):
         return T
-    return chunk_size or default
+    return chunk_size or (max(default, MIN_STATE_CHUNK) if degree == 2 else default)
 
 
 def _check_memory(q: Tensor, k: Tensor, v: Tensor, degree: int, chunk_size: int | None, stateful: bool) -> None:

@@ -40,8 +40,8 @@ def triton_problem(q: Tensor, v: Tensor, degree: int) -> str | None:
 def works(q: Tensor, v: Tensor, degree: int, normalization: str, gated: bool) -> bool:
     """Whether the kernels pass a small self-check on this GPU at these sizes; warns once where they do not.
 
-    The check runs once a process for each setting, on 256 tokens, forward and backward. What it compiles, the call needs
-    too. While torch.compile is tracing nothing can be run, and the kernels are trusted.
+    The check runs once a process for each setting, on 256 tokens, forward and backward. What it compiles, the call
+    needs too. While torch.compile is tracing nothing can be run, and the kernels are trusted.
     """
     if torch.compiler.is_compiling() or os.environ.get("TRITON_INTERPRET") == "1":
         return True
@@ -86,7 +86,7 @@ def self_check(
     normalization: str,
     gated: bool,
 ) -> float:
-    """Largest relative error norm of the kernels' output and gradients of q, k and v, against the chunked form in float32."""
+    """Largest relative error of the kernels' output and gradients of q, k and v, against the float32 chunked form."""
     from icl_eval.kernels.power.chunked import chunked_power_attention
     from icl_eval.kernels.power.fused import STATE_DEGREES, fused_power_attention
 

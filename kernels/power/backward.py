@@ -2,9 +2,10 @@
 """Triton kernels of the backward pass.
 
 With un-normalised outputs o and row sums n, dO = dy / n and dn = -dO·y, so that the gradient of a weight is dO·v + dn.
-A weight of degree p is homogeneous in its query, so q·dq / p = dO·o + dn n: nothing with a row sum, dy·y without. The gates'
-gradient needs it and takes it from there: summed from dq it would be the noise of rounding. Weights are recomputed, and the share of earlier chunks comes from the states S, that of later chunks from
-their gradients dS. Both states are symmetric in (i, j): dq_a = 2 Σ_i q_i S[i, a]·dO, a scaled operand in registers again.
+A weight of degree p is homogeneous in its query, so q·dq / p = dO·o + dn n: nothing with a row sum, dy·y without. The
+gates' gradient needs it and takes it from there: summed from dq it would be the noise of rounding. Weights are
+recomputed, and the share of earlier chunks comes from the states S, that of later chunks from their gradients dS. Both
+are symmetric in (i, j): dq_a = 2 Σ_i q_i S[i, a]·dO, a scaled operand in registers again.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ def output_gradient_kernel(
     NORMALIZED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Gradients dO of the un-normalised outputs, [B, T, H, V] contiguous, and a number a row, [B·H, T_padded]: the gradient
-    dn of the row sum, or without one dy·y. All are zero where the row sum is. dn is that of dO as stored, so that a row's
+    """Gradients dO of the un-normalised outputs, [B, T, H, V] contiguous, and a number a row, [B·H, T_padded]: the
+    gradient dn of the row sum, or without one dy·y. All are zero where the row sum is. dn is that of dO as stored, so that a row's
     gradients of weights, times the weights, add up to nothing. Grid (T_padded / BLOCK, B·H).
     """
     head = tl.program_id(1).to(tl.int64)

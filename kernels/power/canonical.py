@@ -1,4 +1,4 @@
-"""Between the canonical state (``spow`` order, square-root weights) and the order kernels keep it in (see ``tiles``)."""
+"""Between the canonical state (``spow`` order, square-root weights) and the kernels' order (see ``tiles``)."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def to_canonical_order(state: Tensor, head_dim: int, padded_dim: int, split: int
 def _maps(head_dim: int, padded_dim: int, split: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """For degree 2, the canonical feature of every kernel row and its scale (0 for padding), and the other way round.
 
-    Off the diagonal the canonical entry is √2 times the kernels'. Gradients go the same way as the states: a kernel's dS is
-    that of one ordered pair, the canonical one that of both, divided by √2.
+    Off the diagonal the canonical entry is √2 times the kernels'. Gradients go the same way as the states: a kernel's
+    dS is that of one ordered pair, the canonical one that of both, divided by √2.
     """
     with torch.inference_mode(False):
         elements = torch.arange(padded_dim)

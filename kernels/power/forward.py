@@ -1,8 +1,8 @@
 # ruff: noqa: N803 (tile sizes and shapes carry the names the field gives them)
 """Triton kernel of the forward pass: intra-chunk attention and query_state in one, normalised.
 
-For degree 2 the query needs no expansion in memory: φ(q)·S = Σ_i q_i (q_j≥ S[i, j≥]), a matrix product for each i whose left
-operand is the tile of queries scaled by one of its columns, in registers.
+For degree 2 the query needs no expansion in memory: φ(q)·S = Σ_i q_i (q_j≥ S[i, j≥]), a matrix product for each i whose
+left operand is the tile of queries scaled by one of its columns, in registers.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ def query_state(
     PRECISION: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """acc [BM, V] + φ(q)·S for one state [rows, V]; ``q`` [BM, D] is the tile at tokens t, ``qt`` its transposed copy."""
-    # The conditions are always true. Loads are pipelined while the products, out of the pipeliner's sight, are left in one
-    # piece: it would split them in steps that wait for each other.
+    """acc [BM, V] + φ(q)·S for one state [rows, V]; ``q`` [BM, D] is the tile at tokens t, ``qt`` its transpose."""
+    # The conditions are always true. Loads are pipelined while the products, out of the pipeliner's sight, are left in
+    # one piece: it would split them in steps that wait for each other.
     v = tl.arange(0, V)
     if DEGREE == 1:
         state = tl.load(state_ptr + tl.arange(0, D)[:, None] * V + v[None, :])

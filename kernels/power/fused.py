@@ -53,7 +53,7 @@ def fused_power_attention(
     initial_state: State | None,
     return_state: bool,
 ) -> tuple[Tensor, State | None]:
-    """Output [B, T, H, V] in q's dtype and, if asked for, the final state, float32. Arguments are checked by the caller."""
+    """Output [B, T, H, V] in q's dtype and, if asked for, the final float32 state. The caller checks the arguments."""
     D, V, dtype = q.shape[-1], v.shape[-1], q.dtype
     if dtype == torch.float16:
         q, k, v = q.float(), k.float(), v.float()

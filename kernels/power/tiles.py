@@ -3,8 +3,8 @@
 
 Inside kernels the state is kept without weights, ``S[i, j] = Σ_t k_i k_j v``, in the order of :func:`state_rows`: rows
 (i, j) of all j for the lower half of i, and of j in the upper half for the upper half of i. The quarter left out is the
-mirror of one that is kept. Gates come as running sums inside a chunk, in powers of two, as a pair of float32 (high and low
-part of a float64), so that differences of long sums are exact.
+mirror of one that is kept. Gates come as running sums inside a chunk, in powers of two, as a pair of float32 (high and
+low part of a float64), so that differences of long sums are exact.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import triton.language as tl
 
 
 def split_of(head_dim: int) -> int:
-    """First element of the upper half; below 32 elements the whole square is kept, as a matrix unit wants 16 columns."""
+    """First element of the upper half; below 32 elements the whole square is kept: matrix units want 16 columns."""
     return head_dim // 2 if head_dim >= 32 else head_dim
 
 

@@ -36,7 +36,8 @@ TABLE: dict[tuple[str, str, int, int], Launch] = {
     ("sm90", "query_gradient", 32, 32): launch(4, 3, BM=128, BN=64, STAGES=4),
     ("sm90", "key_value_gradient", 32, 32): launch(4, 3, BK=128, BQ=32, STAGES=4),
 }
-"""(architecture, kernel, head_dim, value_dim) to the settings for bfloat16, as ``python -m icl_eval.kernels.power.tune``
+"""(architecture, kernel, head_dim, value_dim) to the settings for bfloat16, as
+``python -m icl_eval.kernels.power.tune``
 measured them. To extend it, run that command and paste the lines it prints."""
 
 

@@ -1,8 +1,8 @@
 # ruff: noqa: N803 (tile sizes and shapes carry the names the field gives them)
-"""Triton kernels of update_state and discumsum: what each chunk adds to the state, and the states that chunks start from.
+"""Triton kernels of update_state and discumsum: what each chunk adds to the state, and the states chunks start from.
 
-The expansion φ(k) is never stored: for each i, ``S[i, j, :]ᵀ += (Vᵀ · k_i) K[:, j]`` scales a register operand of a matrix
-product by one feature. The same kernel, over (Q, dY) and from the chunk's start, gives the gradient of the states.
+The expansion φ(k) is never stored: for each i, ``S[i, j, :]ᵀ += (Vᵀ · k_i) K[:, j]`` scales a register operand of a
+matrix product by one feature. The same kernel, over (Q, dY) and from the chunk's start, gives the gradient of the states.
 """
 
 from __future__ import annotations
