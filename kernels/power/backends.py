@@ -10,6 +10,7 @@ import warnings
 import torch
 from torch import Tensor
 
+TRITON_INSTALLED = importlib.util.find_spec("triton") is not None
 MAX_HEAD_DIM = 128
 MAX_DEGREE = 4
 MIN_CAPABILITY = (8, 0)
@@ -20,7 +21,7 @@ TOLERANCE = {torch.bfloat16: 2e-2, torch.float16: 2e-2, torch.float32: 1e-3}
 
 def triton_problem(q: Tensor, v: Tensor, degree: int) -> str | None:
     """Why the Triton kernels cannot take these tensors, or None."""
-    if importlib.util.find_spec("triton") is None:
+    if not TRITON_INSTALLED:
         return "Triton is not installed"
     if q.dtype not in DTYPES:
         return f"the kernels compute in bfloat16, float16 or float32, not {q.dtype}"

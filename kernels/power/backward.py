@@ -19,6 +19,7 @@ from icl_eval.kernels.power.tiles import as_accumulator, gate_between, mirrored_
 def output_gradient_kernel(
     dy_ptr,
     y_ptr,
+    y_low_ptr,
     row_sum_ptr,
     do_ptr,
     row_ptr,
@@ -31,6 +32,7 @@ def output_gradient_kernel(
     output_scale,
     V: tl.constexpr,
     NORMALIZED: tl.constexpr,
+    HAS_LOW: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """Gradients dO of the un-normalised outputs, [B, T, H, V] contiguous, and a number a row, [B·H, T_padded]: the
@@ -46,6 +48,8 @@ def output_gradient_kernel(
     own = (head // H * T * H + head % H) * V + t64 * (H * V) + v
     dy = tl.load(source + t64 * stride_t + v, inside, 0.0).to(tl.float32)
     y = tl.load(y_ptr + own, inside, 0.0).to(tl.float32)
+    if HAS_LOW:
+        y += tl.load(y_low_ptr + own, inside, 0.0).to(tl.float32)
     if NORMALIZED:
         row_sum = tl.load(row_sum_ptr + head * T_padded + t, t < T, 0.0)
         inverse = tl.where(row_sum == 0.0, 0.0, 1.0 / tl.where(row_sum == 0.0, 1.0, row_sum))
@@ -53,7 +57,7 @@ def output_gradient_kernel(
         row = -tl.sum(do.to(tl.float32) * y, 1)
     else:
         do = (dy * output_scale).to(do_ptr.dtype.element_ty)
-        row = tl.sum(dy * y, 1)
+        row = tl.sum(do.to(tl.float32) * (y / output_scale), 1)
     tl.store(do_ptr + own, do, inside)
     tl.store(row_ptr + head * T_padded + t, row)
 

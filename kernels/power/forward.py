@@ -81,6 +81,7 @@ def forward_kernel(
     state_ptr,
     z_ptr,
     y_ptr,
+    y_low_ptr,
     row_sum_ptr,
     stride_qb,
     stride_qt,
@@ -106,6 +107,7 @@ def forward_kernel(
     GATED: tl.constexpr,
     NORMALIZED: tl.constexpr,
     HAS_INITIAL: tl.constexpr,
+    KEEP_LOW: tl.constexpr,
     PRECISION: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
@@ -195,7 +197,8 @@ def forward_kernel(
         tl.store(row_sum_ptr + head * T_padded + t, row_sum)
     else:
         acc *= output_scale
-    y_base = y_ptr + (batch * T * H + h) * V
-    tl.store(
-        y_base + t[:, None].to(tl.int64) * (H * V) + v_index[None, :], acc.to(y_ptr.dtype.element_ty), inside[:, None]
-    )
+    out = (batch * T * H + h) * V + t[:, None].to(tl.int64) * (H * V) + v_index[None, :]
+    y = acc.to(y_ptr.dtype.element_ty)
+    tl.store(y_ptr + out, y, inside[:, None])
+    if KEEP_LOW:
+        tl.store(y_low_ptr + out, (acc - y.to(tl.float32)).to(y.dtype), inside[:, None])

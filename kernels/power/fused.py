@@ -60,7 +60,8 @@ def fused_power_attention(
     q, k = (_padded(x, _kernel_dim(D)) for x in (q, k))
     v = _padded(v, _kernel_dim(V))
     matrix, normalizer = initial_state if initial_state is not None else (None, None)
-    y, _, _, _, final, final_normalizer = power_attention_op(
+    keep_low = log_g is not None and log_g.requires_grad and torch.is_grad_enabled() and dtype != torch.float32
+    y, *_, final, final_normalizer = power_attention_op(
         q,
         k,
         v,
@@ -74,6 +75,7 @@ def fused_power_attention(
         "tf32" if dtype == torch.float16 else "tf32x3",
         chunk_size,
         return_state,
+        keep_low,
     )
     state = None
     if return_state:
@@ -147,13 +149,15 @@ def power_attention_op(
     precision: str,
     chunk_size: int,
     return_state: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The output, then what the backward pass needs (row sums, states before each chunk, their normalisers), then the
-    final state and normaliser. Tensors that do not apply are empty.
+    keep_low: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The output, then what the backward pass needs (what rounding cut off the output, row sums, states before each
+    chunk, their normalisers), then the final state and normaliser. Tensors that do not apply are empty.
     """
     s = _sizes(q, k, v, head_dim, degree, chunk_size)
     q, k, v = (_unit_stride(x) for x in (q, k, v))
     y = torch.empty(s.B, s.T, s.H, s.V, dtype=q.dtype, device=q.device)
+    y_low = torch.empty_like(y) if keep_low else y.new_empty(0)
     row_sum, states, normalizers, final, final_normalizer = _saved(
         q, s, normalized, initial is not None, return_state, torch.empty
     )
@@ -193,6 +197,7 @@ def power_attention_op(
         states,
         normalizers,
         y,
+        y_low,
         row_sum,
         *q.stride()[:3],
         *k.stride()[:3],
@@ -212,10 +217,11 @@ def power_attention_op(
         GATED=log_g is not None,
         NORMALIZED=normalized,
         HAS_INITIAL=initial is not None,
+        KEEP_LOW=keep_low,
         PRECISION=precision,
         **chosen.options,
     )
-    return y, row_sum, states, normalizers, final, final_normalizer
+    return y, y_low, row_sum, states, normalizers, final, final_normalizer
 
 
 @power_attention_op.register_fake
@@ -233,10 +239,12 @@ def _(  # type: ignore[no-untyped-def]
     precision,
     chunk_size,
     return_state,
+    keep_low,
 ):
     s = _sizes(q, k, v, head_dim, degree, chunk_size)
     y = q.new_empty(s.B, s.T, s.H, s.V)
-    return y, *_saved(q, s, normalized, initial is not None, return_state, torch.empty)
+    y_low = torch.empty_like(y) if keep_low else y.new_empty(0)
+    return y, y_low, *_saved(q, s, normalized, initial is not None, return_state, torch.empty)
 
 
 def _saved(q: Tensor, s: _Sizes, normalized: bool, has_initial: bool, return_state: bool, new):  # type: ignore[no-untyped-def]
@@ -266,6 +274,7 @@ def power_attention_backward_op(
     v: Tensor,
     log_g: Tensor | None,
     y: Tensor,
+    y_low: Tensor,
     row_sum: Tensor,
     states: Tensor,
     normalizers: Tensor,
@@ -288,6 +297,7 @@ def power_attention_backward_op(
     output_gradient_kernel[triton.cdiv(s.padded, 64), s.B * s.H](
         dy,
         y,
+        y_low,
         row_sum,
         do,
         rows,
@@ -298,6 +308,7 @@ def power_attention_backward_op(
         scale**degree,
         V=s.V,
         NORMALIZED=normalized,
+        HAS_LOW=y_low.numel() > 0,
         BLOCK=64,
     )
 
@@ -418,7 +429,7 @@ def power_attention_backward_op(
 
 @power_attention_backward_op.register_fake
 def _(  # type: ignore[no-untyped-def]
-    dy, dfinal, dfinal_normalizer, q, k, v, log_g, y, row_sum, states, normalizers, has_initial, head_dim, degree, scale,
+    dy, dfinal, dfinal_normalizer, q, k, v, log_g, y, y_low, row_sum, states, normalizers, has_initial, head_dim, degree, scale,
     normalized, precision, chunk_size,
 ):  # fmt: skip
     return _gradients(q, k, v, log_g, _sizes(q, k, v, head_dim, degree, chunk_size), has_initial, normalized)
@@ -446,16 +457,15 @@ def _gradients(
 
 
 def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    q, k, v, log_g, initial, initial_normalizer, *options, _ = inputs
-    y, row_sum, states, normalizers, _, _ = output
-    ctx.save_for_backward(q, k, v, log_g, y, row_sum, states, normalizers)
+    q, k, v, log_g, initial, initial_normalizer, *options, _, _ = inputs
+    ctx.save_for_backward(q, k, v, log_g, *output[:-2])
     ctx.options = options
     ctx.has_initial, ctx.has_normalizer = initial is not None, initial_normalizer is not None
     ctx.set_materialize_grads(False)
 
 
-def _backward(ctx, dy, _row_sum, _states, _normalizers, dfinal, dfinal_normalizer):  # type: ignore[no-untyped-def]
-    q, k, v, log_g, y, row_sum, states, normalizers = ctx.saved_tensors
+def _backward(ctx, dy, _y_low, _row_sum, _states, _normalizers, dfinal, dfinal_normalizer):  # type: ignore[no-untyped-def]
+    q, k, v, log_g, y, y_low, row_sum, states, normalizers = ctx.saved_tensors
     dq, dk, dv, dlog_g, dinitial, dnormalizer = power_attention_backward_op(
         torch.zeros_like(y) if dy is None else dy,
         dfinal,
@@ -465,6 +475,7 @@ def _backward(ctx, dy, _row_sum, _states, _normalizers, dfinal, dfinal_normalize
         v,
         log_g,
         y,
+        y_low,
         row_sum,
         states,
         normalizers,
@@ -478,7 +489,7 @@ def _backward(ctx, dy, _row_sum, _states, _normalizers, dfinal, dfinal_normalize
         None if log_g is None else dlog_g,
         dinitial if ctx.has_initial else None,
         dnormalizer if ctx.has_normalizer else None,
-        *([None] * 7),
+        *([None] * 8),
     )
 
 
@@ -488,7 +499,7 @@ power_attention_op.register_autograd(_backward, setup_context=_setup_context)
 @register_flop_formula(torch.ops.icl_eval.power_attention)
 def _forward_flops(  # type: ignore[no-untyped-def]
     q, k, v, log_g, initial, initial_normalizer, head_dim, degree, scale, normalized, precision, chunk_size,
-    return_state, **_,
+    return_state, keep_low, **_,
 ) -> int:  # fmt: skip
     """Of the mathematical state and causal attention, as :func:`icl_eval.kernels.power_attention_flops` counts them."""
     return round(sum(_operation_flops(q, k, v, initial, head_dim, degree, normalized, chunk_size, return_state)))
@@ -496,7 +507,7 @@ def _forward_flops(  # type: ignore[no-untyped-def]
 
 @register_flop_formula(torch.ops.icl_eval.power_attention_backward)
 def _backward_flops(  # type: ignore[no-untyped-def]
-    dy, dfinal, dfinal_normalizer, q, k, v, log_g, y, row_sum, states, normalizers, has_initial, head_dim, degree, scale,
+    dy, dfinal, dfinal_normalizer, q, k, v, log_g, y, y_low, row_sum, states, normalizers, has_initial, head_dim, degree, scale,
     normalized, precision, chunk_size, **_,
 ) -> int:  # fmt: skip
     """Attention is five products for the forward's two; each product with a state has two gradients."""

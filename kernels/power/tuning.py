@@ -61,7 +61,9 @@ def fallback(kernel: str, head_dim: int, value_dim: int, dtype: torch.dtype) -> 
     if kernel == "query_gradient":
         return launch(4, stages, BM=64, BN=min(tile, 32), STAGES=stages)
     if kernel == "key_value_gradient":
-        return launch(8 if row_bytes > 256 else 4, stages, BK=64, BQ=min(tile, 32), STAGES=stages)
+        if row_bytes > 256:
+            return launch(4, stages, BK=32, BQ=32, STAGES=stages)
+        return launch(4, stages, BK=64, BQ=min(tile, 32), STAGES=stages)
     raise KeyError(kernel)
 
 

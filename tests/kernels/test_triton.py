@@ -148,14 +148,20 @@ def test_gpu_large_and_small_inputs(dtype: str, magnitude: float) -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("log_gate", [0.0, -20.0, float("-inf")])
 def test_gpu_runs_of_gates(log_gate: float) -> None:
+    """To 1e-4, or twice what the reference loses in float32: rows that see one token alone have gradients near zero that
+    are differences of large numbers.
+    """
     case = BASE.with_(T=2048, B=1, chunk_size=1024)
     inputs = case.inputs()
     inputs["log_g"][:, 100:1500] = log_gate
     expected = outputs_and_gradients(power_attention, case, inputs, backend="reference")
-    got = outputs_and_gradients(
-        power_attention, case, {key: x.float().cuda() for key, x in inputs.items()}, backend="triton"
+    single = {key: x.float().cuda() for key, x in inputs.items()}
+    same_precision = relative_errors(
+        outputs_and_gradients(power_attention, case, single, backend="reference"), expected
     )
-    assert_close(got, expected, 1e-4)
+    errors = relative_errors(outputs_and_gradients(power_attention, case, single, backend="triton"), expected)
+    bad = {key: error for key, error in errors.items() if not error <= max(1e-4, 2 * same_precision[key])}
+    assert not bad, f"relative errors: {bad}"
 
 
 @pytest.mark.gpu
