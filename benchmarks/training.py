@@ -15,11 +15,11 @@ import sys
 from pathlib import Path
 
 import torch
-from icl_eval.models import Linear, MixerConfig, ModelConfig, Power, Softmax, Window
 from triton.testing import do_bench
 
 from icl_eval.budget import BACKWARD_FACTOR
 from icl_eval.measure import ScoredLoss
+from icl_eval.models import Linear, MixerConfig, ModelConfig, Power, Softmax, Window
 from icl_eval.run import environment
 
 VOCAB_SIZE = 50_304

@@ -1,9 +1,8 @@
 """Four attention types at matched compute, on recall and on long documents, in five minutes on two CPU cores."""
 
+from icl_eval import Arm, Budget, Experiment, Training
 from icl_eval.models import Linear, MixerConfig, ModelConfig, Power, Softmax, Transformer, Window
 from icl_eval.tasks import MQAR, SourceCode, Task
-
-from icl_eval import Arm, Budget, Experiment, Training
 
 
 def mixers(width: int, num_heads: int, rotary_base: float | None, longest_memory: float) -> dict[str, MixerConfig]:

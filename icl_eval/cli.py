@@ -12,6 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from icl_eval.config import lookup
 from icl_eval.experiment import Arm
+from icl_eval.kernels.doctor import doctor as check_kernels
 from icl_eval.models import MIXERS
 from icl_eval.plots import plot_all
 from icl_eval.presets import load_preset, preset_files
@@ -113,6 +114,13 @@ def table(
 ) -> None:
     """Print one of the paper's tables of arithmetic, computed by the accounting code, beside the paper's figures."""
     console.print(lookup({"wsfr": wsfr_table, "state": state_table}, which, "table")())
+
+
+@app.command()
+def doctor() -> None:
+    """Check every kernel against its reference on this machine, and say which backend will be used and why."""
+    if not check_kernels():
+        raise typer.Exit(1)
 
 
 def main() -> None:

@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from icl_eval.models.backbones import Backbone, Transformer
-from icl_eval.models.cost import Flops, StateSize
-from icl_eval.models.mixers import MixerConfig, Power
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from icl_eval.config import Config
+from icl_eval.models.backbones import Backbone, Transformer
+from icl_eval.models.cost import Flops, StateSize
+from icl_eval.models.mixers import MixerConfig, Power
 
 NLL_CHUNK_TOKENS = 8192
 """Tokens whose logits exist at a time while losses are computed."""

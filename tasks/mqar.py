@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
+
 from icl_eval.tasks.base import Batch, Split, Task, generator, to_tensor
 
 

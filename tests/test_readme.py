@@ -5,11 +5,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from icl_eval.kernels import power_attention
-from icl_eval.models import ModelConfig
 
 from icl_eval import load_runs
 from icl_eval.cli import main
+from icl_eval.kernels import power_attention
+from icl_eval.models import ModelConfig
 from icl_eval.presets import load_preset
 
 README = (Path(__file__).parents[1] / "README.md").read_text()

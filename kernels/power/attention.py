@@ -6,13 +6,14 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
+
 from icl_eval.kernels.power.backends import triton_problem, works
 from icl_eval.kernels.power.chunked import chunked_power_attention
 from icl_eval.kernels.power.cost import default_chunk_size
 from icl_eval.kernels.power.decode import recurrent_step
 from icl_eval.kernels.power.embedding import check_choice, expanded_dim
 from icl_eval.kernels.power.reference import State, reference_power_attention
-from torch import Tensor
 
 NORMALIZATIONS = ("row_sum", "none")
 BACKENDS = ("auto", "reference", "chunked", "triton")

@@ -107,9 +107,9 @@ def self_check(
             (chunked_power_attention, (q.float(), k.float(), v.float())),
         ):
             leaves = [t.detach().requires_grad_() for t in x]
-            y, _ = function(
+            y, _ = function(  # type: ignore[misc]
                 *leaves,
-                log_g,
+                log_g,  # type: ignore[arg-type]
                 degree=degree,
                 scale=head_dim**-0.5,
                 normalization=normalization,

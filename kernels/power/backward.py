@@ -1,4 +1,3 @@
-# ruff: noqa: N803 (tile sizes and shapes carry the names the field gives them)
 """Triton kernels of the backward pass.
 
 With un-normalised outputs o and row sums n, dO = dy / n and dn = -dO·y, so that the gradient of a weight is dO·v + dn.
@@ -12,6 +11,7 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+
 from icl_eval.kernels.power.tiles import as_accumulator, gate_between, mirrored_rows, power, times_slope
 
 
@@ -36,8 +36,8 @@ def output_gradient_kernel(
     BLOCK: tl.constexpr,
 ):
     """Gradients dO of the un-normalised outputs, [B, T, H, V] contiguous, and a number a row, [B·H, T_padded]: the
-    gradient dn of the row sum, or without one dy·y. All are zero where the row sum is. dn is that of dO as stored, so that a row's
-    gradients of weights, times the weights, add up to nothing. Grid (T_padded / BLOCK, B·H).
+    gradient dn of the row sum, or without one dy·y. All are zero where the row sum is. dn is that of dO as stored, so
+    that a row's gradients of weights, times the weights, add up to nothing. Grid (T_padded / BLOCK, B·H).
     """
     head = tl.program_id(1).to(tl.int64)
     t = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -335,7 +335,6 @@ def key_value_gradient_kernel(
 
     for g in range(GROUPS):
         query_head = head * GROUPS + g
-        H: tl.constexpr = GROUPS
         q_base = q_ptr + batch * stride_qb + (h * GROUPS + g) * stride_qh
         do_base = do_ptr + (batch * T * Hk * GROUPS + h * GROUPS + g) * V
         dn_base = dn_ptr + query_head * T_padded
@@ -346,7 +345,7 @@ def key_value_gradient_kernel(
                 gate = gate_between(tl.load(high_base + t), tl.load(low_base + t), end_high, end_low)[None, :]
             dk, dv, share = _key_value_tile(
                 dk, dv, share, k, v, q_base, do_base, dn_base, gate, tl.full((1, BQ), 1, tl.int1), t, T, stride_qt,
-                Hk * H * V, D, V, DEGREE, NORMALIZED, PRECISION,
+                Hk * GROUPS * V, D, V, DEGREE, NORMALIZED, PRECISION,
             )  # fmt: skip
     if GATED:
         until_end = gate_between(end_high, end_low, row_high, row_low)
@@ -356,7 +355,6 @@ def key_value_gradient_kernel(
 
     for g in range(GROUPS):
         query_head = head * GROUPS + g
-        H: tl.constexpr = GROUPS
         q_base = q_ptr + batch * stride_qb + (h * GROUPS + g) * stride_qh
         do_base = do_ptr + (batch * T * Hk * GROUPS + h * GROUPS + g) * V
         dn_base = dn_ptr + query_head * T_padded
@@ -369,7 +367,7 @@ def key_value_gradient_kernel(
                 gate = gate_between(t_high[None, :], t_low[None, :], row_high[:, None], row_low[:, None])
             dk, dv, share = _key_value_tile(
                 dk, dv, share, k, v, q_base, do_base, dn_base, gate, t[None, :] >= j[:, None], t, T, stride_qt,
-                Hk * H * V, D, V, DEGREE, NORMALIZED, PRECISION,
+                Hk * GROUPS * V, D, V, DEGREE, NORMALIZED, PRECISION,
             )  # fmt: skip
 
     out = (batch * T * Hk + h).to(tl.int64)

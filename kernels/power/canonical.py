@@ -5,9 +5,10 @@ from __future__ import annotations
 import functools
 
 import torch
-from icl_eval.kernels.power.embedding import expanded_dim
 from torch import Tensor
 from torch.nn import functional as F
+
+from icl_eval.kernels.power.embedding import expanded_dim
 
 
 def to_kernel_order(state: Tensor, head_dim: int, padded_dim: int, split: int, degree: int) -> Tensor:

@@ -10,11 +10,12 @@ It computes in float32 (float64 for float64 inputs), whatever the inputs' dtype.
 from __future__ import annotations
 
 import torch
+from torch import Tensor
+from torch.nn import functional as F
+
 from icl_eval.kernels.power.embedding import spow_monomials, spow_weights
 from icl_eval.kernels.power.gates import bounded_log_gates, safe_divide
 from icl_eval.kernels.power.reference import State
-from torch import Tensor
-from torch.nn import functional as F
 
 
 def chunked_power_attention(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
+
 from icl_eval.kernels.power.embedding import power_embedding
 from icl_eval.kernels.power.gates import bounded_log_gates, safe_divide
 from icl_eval.kernels.power.reference import State
-from torch import Tensor
 
 
 def recurrent_step(

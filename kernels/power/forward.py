@@ -1,4 +1,3 @@
-# ruff: noqa: N803 (tile sizes and shapes carry the names the field gives them)
 """Triton kernel of the forward pass: intra-chunk attention and query_state in one, normalised.
 
 For degree 2 the query needs no expansion in memory: φ(q)·S = Σ_i q_i (q_j≥ S[i, j≥]), a matrix product for each i whose
@@ -9,6 +8,7 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+
 from icl_eval.kernels.power.tiles import as_accumulator, gate_between, power
 
 

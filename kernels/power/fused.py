@@ -11,6 +11,10 @@ from typing import NamedTuple
 
 import torch
 import triton
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.flop_counter import register_flop_formula
+
 from icl_eval.kernels.power.backward import key_value_gradient_kernel, output_gradient_kernel, query_gradient_kernel
 from icl_eval.kernels.power.canonical import to_canonical_order, to_kernel_order
 from icl_eval.kernels.power.cost import flops_by_operation
@@ -28,9 +32,6 @@ from icl_eval.kernels.power.update_state import (
     update_normalizer_kernel,
     update_state_kernel,
 )
-from torch import Tensor
-from torch.nn import functional as F
-from torch.utils.flop_counter import register_flop_formula
 
 STATE_DEGREES = (1, 2)
 """Degrees whose states the kernels build; above, they compute attention alone."""
@@ -429,8 +430,8 @@ def power_attention_backward_op(
 
 @power_attention_backward_op.register_fake
 def _(  # type: ignore[no-untyped-def]
-    dy, dfinal, dfinal_normalizer, q, k, v, log_g, y, y_low, row_sum, states, normalizers, has_initial, head_dim, degree, scale,
-    normalized, precision, chunk_size,
+    dy, dfinal, dfinal_normalizer, q, k, v, log_g, y, y_low, row_sum, states, normalizers, has_initial, head_dim,
+    degree, scale, normalized, precision, chunk_size,
 ):  # fmt: skip
     return _gradients(q, k, v, log_g, _sizes(q, k, v, head_dim, degree, chunk_size), has_initial, normalized)
 
@@ -445,14 +446,13 @@ def _gradients(
     gates = q.new_empty(0) if log_g is None else torch.empty(log_g.shape, dtype=log_g.dtype, device=q.device)
     initial = (s.B, s.Hk, features, s.V) if has_initial else (0,)
     normalizer = (s.B, s.Hk, features) if has_initial and normalized else (0,)
-    new = {"dtype": torch.float32, "device": q.device}
     return (
         contiguous(q),
         contiguous(k),
         contiguous(v),
         gates,
-        torch.empty(initial, **new),  # type: ignore[arg-type]
-        torch.empty(normalizer, **new),  # type: ignore[arg-type]
+        torch.empty(initial, dtype=torch.float32, device=q.device),
+        torch.empty(normalizer, dtype=torch.float32, device=q.device),
     )
 
 
@@ -507,8 +507,8 @@ def _forward_flops(  # type: ignore[no-untyped-def]
 
 @register_flop_formula(torch.ops.icl_eval.power_attention_backward)
 def _backward_flops(  # type: ignore[no-untyped-def]
-    dy, dfinal, dfinal_normalizer, q, k, v, log_g, y, y_low, row_sum, states, normalizers, has_initial, head_dim, degree, scale,
-    normalized, precision, chunk_size, **_,
+    dy, dfinal, dfinal_normalizer, q, k, v, log_g, y, y_low, row_sum, states, normalizers, has_initial, head_dim,
+    degree, scale, normalized, precision, chunk_size, **_,
 ) -> int:  # fmt: skip
     """Attention is five products for the forward's two; each product with a state has two gradients."""
     attention, update, query = _operation_flops(

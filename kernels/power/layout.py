@@ -1,4 +1,3 @@
-# ruff: noqa: N803 (tile sizes and shapes carry the names the field gives them)
 """Triton kernels that lay out what the main kernels read: transposed copies, running gates, and their gradient."""
 
 from __future__ import annotations
@@ -94,10 +93,10 @@ def gate_gradient_kernel(
 ):
     """Gradient of the log gates, [B, T, Hk] contiguous in float32.
 
-    A gate of a chunk acts on what later tokens of the chunk read (their queries' share, ``query`` [B·H, T_padded], nothing
-    with a row sum), is spared by what is written after it (``token`` [B·Hk, T_padded]), and acts on the state at the
-    chunk's end (``carried`` [B·Hk, chunks] = ⟨S, dS⟩ there). Restarting at each chunk keeps rounding errors from adding up over the
-    sequence. Grid (chunks, B·Hk).
+    A gate of a chunk acts on what later tokens of the chunk read (their queries' share, ``query`` [B·H, T_padded],
+    nothing with a row sum), is spared by what is written after it (``token`` [B·Hk, T_padded]), and acts on the state
+    at the chunk's end (``carried`` [B·Hk, chunks] = ⟨S, dS⟩ there). Restarting at each chunk keeps rounding errors from
+    adding up over the sequence. Grid (chunks, B·Hk).
     """
     head = tl.program_id(1).to(tl.int64)
     n = tl.program_id(0)

@@ -7,9 +7,10 @@ alone costs. Memory is quadratic in T: for tests and short sequences.
 from __future__ import annotations
 
 import torch
+from torch import Tensor
+
 from icl_eval.kernels.power.embedding import power_embedding
 from icl_eval.kernels.power.gates import bounded_log_gates, safe_divide
-from torch import Tensor
 
 State = tuple[Tensor, Tensor | None]
 

@@ -1,4 +1,3 @@
-# ruff: noqa: N803 (tile sizes and shapes carry the names the field gives them)
 """Triton kernel of one decoding step: the state is read and written once, whatever the length of the context."""
 
 from __future__ import annotations
@@ -6,10 +5,11 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+
 from icl_eval.kernels.power.embedding import expanded_dim, multi_indices
 from icl_eval.kernels.power.gates import CLOSED_LOG_GATE
 from icl_eval.kernels.power.reference import State
-from torch import Tensor
 
 PROGRAMS = 1024
 """Programs wanted at least, to fill a large GPU: small batches split the state's rows among several."""
@@ -181,18 +181,17 @@ def power_attention_step_op(
 
 
 @power_attention_step_op.register_fake
-def _(q, k, v, log_g, state, normalizer, degree, scale, normalized):  # type: ignore[no-untyped-def]
+def _(q, k, v, log_g, state, normalizer, degree, scale, normalized):
     return _outputs(q, v, expanded_dim(q.shape[-1], degree), normalized)
 
 
 def _outputs(q: Tensor, v: Tensor, features: int, normalized: bool) -> tuple[Tensor, Tensor, Tensor]:
     (B, H, _), (Hk, V) = q.shape, v.shape[1:]
-    new = {"dtype": torch.float32, "device": q.device}
     normalizer = (B, Hk, features) if normalized else (0,)
     return (
         torch.empty(B, H, V, dtype=q.dtype, device=q.device),
-        torch.empty(B, Hk, features, V, **new),  # type: ignore[arg-type]
-        torch.empty(normalizer, **new),  # type: ignore[arg-type]
+        torch.empty(B, Hk, features, V, dtype=torch.float32, device=q.device),
+        torch.empty(normalizer, dtype=torch.float32, device=q.device),
     )
 
 

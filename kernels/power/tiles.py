@@ -1,4 +1,3 @@
-# ruff: noqa: N803 (tile sizes and shapes carry the names the field gives them)
 """Pieces of Triton code that the power-attention kernels share.
 
 Inside kernels the state is kept without weights, ``S[i, j] = Σ_t k_i k_j v``, in the order of :func:`state_rows`: rows

@@ -13,11 +13,12 @@ import itertools
 from collections.abc import Iterator
 
 import torch
+from torch.profiler import ProfilerActivity, profile
+
 from icl_eval.kernels.power import tuning
 from icl_eval.kernels.power.attention import power_attention
 from icl_eval.kernels.power.tiles import split_of
 from icl_eval.kernels.power.tuning import Launch, launch
-from torch.profiler import ProfilerActivity, profile
 
 KERNELS = ("update_state", "forward", "query_gradient", "key_value_gradient")
 REPETITIONS = 5
@@ -49,6 +50,7 @@ def kernel_microseconds(kernel: str, head_dim: int, value_dim: int, tokens: int)
 
     def once() -> None:
         y = power_attention(q, k, v, log_g, backend="triton")
+        assert isinstance(y, torch.Tensor)
         torch.autograd.grad(y, (q, k, v, log_g), dy)
 
     once()

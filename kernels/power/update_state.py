@@ -1,8 +1,7 @@
-# ruff: noqa: N803 (tile sizes and shapes carry the names the field gives them)
 """Triton kernels of update_state and discumsum: what each chunk adds to the state, and the states chunks start from.
 
 The expansion φ(k) is never stored: for each i, ``S[i, j, :]ᵀ += (Vᵀ · k_i) K[:, j]`` scales a register operand of a
-matrix product by one feature. The same kernel, over (Q, dY) and from the chunk's start, gives the gradient of the states.
+matrix product by one feature. The same kernel, over (Q, dY) and from the chunk's start, gives the gradient of states.
 """
 
 from __future__ import annotations
@@ -63,8 +62,8 @@ def _accumulate(
             if DEGREE > 1:
                 for n in tl.static_range(COUNT):
                     scales = scales + (tl.load(xt_head + (i0 + n) * T_padded + t).to(v.dtype),)
-            # Always true. Loads are pipelined while the products, out of the pipeliner's sight, are left in one piece: it
-            # would split them in steps that wait for each other.
+            # Always true. Loads are pipelined while the products, out of the pipeliner's sight, are left in one piece:
+            # it would split them in steps that wait for each other.
             if first < end:
                 updated = ()
                 for n in tl.static_range(COUNT):
@@ -110,8 +109,8 @@ def update_state_kernel(
     """Local state of each chunk: Σ_t gate · x_i x_j v over its tokens, into slot n of ``state`` [B·Hk, slots, rows, V].
 
     x [B, T, H', D] with its copy xt [B·H', D, T_padded], v [B, T, H', V], H' = Hk·GROUPS heads summed in groups.
-    ``gate`` [B·Hk, T_padded] holds the factors of the gates after t up to the chunk's end (of keys), or of those from its
-    start up to t (of queries). Grid (groups of i · n_updates · B·Hk).
+    ``gate`` [B·Hk, T_padded] holds the factors of the gates after t up to the chunk's end (of keys), or of those from
+    its start up to t (of queries). Grid (groups of i · n_updates · B·Hk).
     """
     low_groups: tl.constexpr = 1 if DEGREE == 1 else SPLIT // (COUNT)
     high_groups: tl.constexpr = 0 if DEGREE == 1 else (D - SPLIT) // (2 * COUNT)
@@ -211,7 +210,7 @@ def update_normalizer_kernel(
     PRECISION: tl.constexpr,
     BT: tl.constexpr,
 ):
-    """Local normaliser of each chunk for degree 2: Σ_t gate · weight · x xᵀ, into slot n of z [B·Hk, slots, D, D] float32.
+    """Local normaliser of each chunk for degree 2: Σ_t gate · weight · x xᵀ, into slot n of z [B·Hk, slots, D, D].
 
     ``weight`` [B·H', T_padded] float32 is the gradient of the row sums in the backward pass. Grid (n_updates, B·Hk).
     """
@@ -253,8 +252,8 @@ def discumsum_kernel(
     HAS_FINAL: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Discounted cumulative sum over chunks, in place: slot n+1 of ``state`` [B·Hk, n_chunks+1, SIZE] goes from what chunk
-    n adds to the state after it. The sum is carried in float32. Grid (SIZE / BLOCK, B·Hk).
+    """Discounted cumulative sum over chunks, in place: slot n+1 of ``state`` [B·Hk, n_chunks+1, SIZE] goes from what
+    chunk n adds to the state after it. The sum is carried in float32. Grid (SIZE / BLOCK, B·Hk).
     """
     head = tl.program_id(1).to(tl.int64)
     e = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -290,8 +289,8 @@ def reverse_discumsum_kernel(
     HAS_INITIAL: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """The same backwards in time: slot n of ``dstate`` [B·Hk, n_chunks, SIZE] goes from chunk n's own gradient of the state
-    before it to the gradient of the state after it. Grid (SIZE / BLOCK, B·Hk).
+    """The same backwards in time: slot n of ``dstate`` [B·Hk, n_chunks, SIZE] goes from chunk n's own gradient of the
+    state before it to the gradient of the state after it. Grid (SIZE / BLOCK, B·Hk).
     """
     head = tl.program_id(1).to(tl.int64)
     e = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)

@@ -2,11 +2,11 @@
 
 from abc import ABC, abstractmethod
 
-from icl_eval.models.cost import Flops, StateSize
-from icl_eval.models.mixers import MixerConfig
 from torch import nn
 
 from icl_eval.config import Config
+from icl_eval.models.cost import Flops, StateSize
+from icl_eval.models.mixers import MixerConfig
 
 
 class Backbone(Config, ABC):

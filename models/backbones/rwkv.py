@@ -4,11 +4,12 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
 from icl_eval.models.backbones.base import Backbone
 from icl_eval.models.cost import Flops, StateSize
 from icl_eval.models.mixers import MixerConfig
-from torch import Tensor, nn
-from torch.nn import functional as F
 
 
 class LayerState(NamedTuple):

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from icl_eval.models.cost import Flops, StateSize
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from icl_eval.config import Config
+from icl_eval.models.cost import Flops, StateSize
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
 from icl_eval.kernels import expanded_dim, power_attention, power_attention_flops, power_attention_step
 from icl_eval.models.cost import Flops, StateSize
 from icl_eval.models.mixers.base import Mixer, MixerConfig
-from torch import Tensor, nn
-from torch.nn import functional as F
 
 
 class PowerState(NamedTuple):

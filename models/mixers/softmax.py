@@ -4,9 +4,10 @@ from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 import torch
+from torch import Tensor
+
 from icl_eval.models.cost import Flops, StateSize
 from icl_eval.models.mixers.base import Mixer, MixerConfig, sdpa
-from torch import Tensor
 
 
 class KVCache(NamedTuple):

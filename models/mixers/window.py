@@ -4,11 +4,12 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from torch import Tensor
+from torch.nn import functional as F
+
 from icl_eval.models.cost import Flops, StateSize
 from icl_eval.models.mixers.base import Mixer, MixerConfig, sdpa
 from icl_eval.models.mixers.softmax import KVCache
-from torch import Tensor
-from torch.nn import functional as F
 
 
 @dataclass(frozen=True, kw_only=True)

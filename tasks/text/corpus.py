@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+
 from icl_eval.tasks.base import SPLITS, Batch, Split, generator, to_tensor
 
 

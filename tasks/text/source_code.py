@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
+
 from icl_eval.tasks.base import Split, Task
 from icl_eval.tasks.text.corpus import Corpus, Document, WindowSource
 

@@ -103,7 +103,16 @@ def test_tables_hold_the_papers_numbers(monkeypatch: pytest.MonkeyPatch, capsys:
         assert ratio in wsfr
 
 
+def test_doctor_names_the_backend_and_the_reason(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    code, out, _ = icl_eval(monkeypatch, capsys, "doctor")
+    assert code == 0
+    assert "backend: chunked, because" in out
+
+
 def test_the_installed_command_starts() -> None:
     command = Path(sys.executable).parent / "icl-eval"
     shown = subprocess.run([command, "--help"], capture_output=True, text=True, check=True).stdout
-    assert all(name in shown for name in ("list", "show", "run", "plot", "table"))
+    assert all(name in shown for name in ("list", "show", "run", "plot", "table", "doctor"))

@@ -5,12 +5,12 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import pytest
-from icl_eval.models import ModelConfig, Power, Softmax
-from icl_eval.tasks import MQAR
 
 from icl_eval import Arm, Budget, Experiment
 from icl_eval.config import Config, config_from_dict, lookup
+from icl_eval.models import ModelConfig, Power, Softmax
 from icl_eval.presets import load_preset, preset_files
+from icl_eval.tasks import MQAR
 
 
 @pytest.mark.parametrize("preset", preset_files())

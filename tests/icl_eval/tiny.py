@@ -1,9 +1,8 @@
 """The smallest experiment that walks the whole path."""
 
+from icl_eval import Arm, Budget, Experiment, Training
 from icl_eval.models import Linear, ModelConfig, Power, Softmax, Transformer
 from icl_eval.tasks import MQAR, SourceCode
-
-from icl_eval import Arm, Budget, Experiment, Training
 
 
 def experiment() -> Experiment:

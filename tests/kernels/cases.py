@@ -6,8 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
-from icl_eval.kernels import expanded_dim, power_embedding
 from torch import Tensor
+
+from icl_eval.kernels import expanded_dim, power_embedding
 
 Result = dict[str, Tensor]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from icl_eval.kernels import power_attention, power_attention_step
 
+from icl_eval.kernels import power_attention, power_attention_step
 from tests.kernels.cases import Case, assert_close, outputs_and_gradients
 
 TOLERANCE = 1e-10  # of float64: rows of few and small weights have condition numbers of 1e4 and more

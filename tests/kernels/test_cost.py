@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from icl_eval.kernels import default_chunk_size, power_attention, power_attention_flops
-from icl_eval.kernels.power.cost import flops_by_operation
 from torch.utils.flop_counter import FlopCounterMode
 
+from icl_eval.kernels import default_chunk_size, power_attention, power_attention_flops
+from icl_eval.kernels.power.cost import flops_by_operation
 from tests.kernels.cases import Case
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from icl_eval.kernels import expanded_dim, power_embedding
 
 # arXiv 2507.04239, table 3 (head_dim 64).

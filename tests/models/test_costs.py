@@ -4,10 +4,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from icl_eval.models import RWKV, Backbone, Linear, MixerConfig, ModelConfig, Power, Softmax, Transformer, Window
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
+
+from icl_eval.models import RWKV, Backbone, Linear, MixerConfig, ModelConfig, Power, Softmax, Transformer, Window
 
 GEOMETRY = {"width": 32, "num_heads": 4}
 MIXERS: dict[str, MixerConfig] = {

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from icl_eval.models import (
     MIXERS,
     Backbone,
@@ -14,7 +15,6 @@ from icl_eval.models import (
     Transformer,
     Window,
 )
-
 from tests.models.test_costs import BACKBONES, GEOMETRY, every_backbone, every_mixer
 from tests.models.test_costs import MIXERS as VARIANTS
 

@@ -5,6 +5,7 @@ import hashlib
 import numpy as np
 import pytest
 import torch
+
 from icl_eval.tasks import MQAR
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+
 from icl_eval.tasks import SourceCode
 from icl_eval.tasks.text.corpus import Corpus, Document, WindowSource
 
