@@ -5,6 +5,7 @@ from functools import lru_cache
 from typing import Any, ClassVar
 
 import numpy as np
+
 from icl_eval.tasks.base import Batch, Split, Task, generator, to_tensor
 
 CHAINS = 1024

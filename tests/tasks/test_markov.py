@@ -1,10 +1,12 @@
 """Markov chains: the Bayes loss against slow counting and measured values, and purity."""
 
 import hashlib
+from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
+
 from icl_eval.tasks.markov import Markov
 
 
@@ -36,7 +38,7 @@ def test_counting_meets_the_optimum_and_shuffled_contexts_do_not(order: int) -> 
     deviation = np.abs(loss.mean(0) - optimum) / np.hypot(loss.std(0) / np.sqrt(600), error).clip(1e-9)
     assert deviation.max() < 4.5
     assert abs(loss.mean() - optimum.mean()) < 4 * loss.mean(1).std() / np.sqrt(600)
-    other = [counted_loss(a[0][:-10] + b[0][-10:], b[1], 3, order)[-9:] for a, b in zip(rows, rows[1:], strict=False)]
+    other = [counted_loss(a[0][:-10] + b[0][-10:], b[1], 3, order)[-9:] for a, b in pairwise(rows)]
     assert np.mean(other) > task.chance()
 
 
