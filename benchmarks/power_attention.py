@@ -22,13 +22,14 @@ from pathlib import Path
 
 import matplotlib as mpl
 import torch
-from icl_eval.kernels import default_chunk_size, power_attention, power_attention_flops, power_attention_step
-from icl_eval.kernels.power.backends import TOLERANCE, self_check
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import logsigmoid, scaled_dot_product_attention
 from torch.profiler import ProfilerActivity, profile
 from triton.testing import do_bench
+
+from icl_eval.kernels import default_chunk_size, power_attention, power_attention_flops, power_attention_step
+from icl_eval.kernels.power.backends import TOLERANCE, self_check
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
@@ -90,7 +91,7 @@ def providers(
         with sdpa_kernel(backend):
             return scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v)), is_causal=True).transpose(1, 2)
 
-    found: dict[str, tuple[Forward, list]] = {
+    found: dict[str, tuple[Callable[[], Tensor], list]] = {
         "power p=2": (
             lambda: power_attention(q, k, v, log_g, backend="triton", chunk_size=chunk if forced_chunk else None),
             [q, k, v, log_g],
