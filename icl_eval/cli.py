@@ -17,7 +17,7 @@ from icl_eval.models import MIXERS
 from icl_eval.plots import plot_all
 from icl_eval.presets import load_preset, preset_files
 from icl_eval.run import run_experiment
-from icl_eval.run_folder import RunFolderError, load_runs
+from icl_eval.run_folder import Run, RunFolderError, load_runs
 from icl_eval.tables import in_context_learning, plan_table, results_table, state_table, wsfr_table
 from icl_eval.tasks import TASKS
 
@@ -94,7 +94,7 @@ def run(
         )
     if IS_MAIN_PROCESS:
         console.print(f"\n{experiment.question}\n", highlight=False)
-        _report([folder], folder)
+        _report([run for run in load_runs(folder) if run.seed in experiment.seeds], folder)
 
 
 @app.command()
@@ -103,9 +103,12 @@ def plot(
     out: Annotated[
         Path | None, typer.Option(help="Folder for the figures; that of the first RUN if not given.")
     ] = None,
+    preset: Annotated[str | None, typer.Option(help="Your file, where the runs use tasks or mixers of yours.")] = None,
 ) -> None:
     """Draw the figures and print the table of finished runs."""
-    _report(runs, out or runs[0])
+    if preset is not None:
+        load_preset(preset)
+    _report(load_runs(runs), out or runs[0])
 
 
 @app.command()
@@ -130,17 +133,20 @@ def main() -> None:
     except (ValueError, TypeError, RunFolderError) as error:
         if isinstance(error, TypeError) and " has no field " not in str(error):
             raise
-        Console(stderr=True).print(f"[bold red]error:[/bold red] {error}", highlight=False, soft_wrap=True)
+        Console(stderr=True).print(f"error: {error}", highlight=False, soft_wrap=True, markup=False)
         sys.exit(2)
     except KeyboardInterrupt:
         Console(stderr=True).print("interrupted: the same command resumes", highlight=False)
         sys.exit(130)
 
 
-def _report(paths: list[Path], out: Path) -> None:
-    runs = load_runs(paths)
+def _report(runs: list[Run], out: Path) -> None:
     console.print(results_table(runs))
-    console.print("Losses in nats per scored token; 95 % intervals by bootstrap over held-out documents.")
+    seeds = {run.seed for run in runs}
+    spread = (
+        f"over held-out documents and {len(seeds)} seeds" if len(seeds) > 1 else "over held-out documents (one seed)"
+    )
+    console.print(f"Losses in nats per scored token; 95 % intervals by bootstrap {spread}.")
     for sentence in in_context_learning(runs):
         console.print(sentence, highlight=False)
     console.print("\nfigures:")

@@ -5,7 +5,7 @@ This module imports nothing but the standard library, and every room may import 
 
 import dataclasses
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar, Self, TypeVar
 
 T = TypeVar("T")
@@ -55,6 +55,15 @@ class Config:
         """Raise ``ValueError`` naming the field, its value and what is allowed, unless ``holds``."""
         if not holds:
             raise ValueError(f"{type(self).__name__}.{field} = {getattr(self, field)!r}: must be {allowed}")
+
+    def walk(self) -> Iterator["Config"]:
+        """This config and all configs within it."""
+        yield self
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            for item in value if isinstance(value, tuple) else (value,):
+                if isinstance(item, Config):
+                    yield from item.walk()
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form; ``{"class": NAME, field: value, …}`` at every level."""

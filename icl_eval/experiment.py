@@ -1,10 +1,12 @@
 """What is to be done: an experiment is a list of arms (task × model × training × budget), repeated over seeds."""
 
 import hashlib
+import inspect
 import json
 import math
 import re
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from icl_eval.budget import BACKWARD_FACTOR, Budget, Schedule
@@ -162,6 +164,12 @@ class Experiment(Config):
             for task in dict.fromkeys(a.task for a in self.arms)
         }
 
+    def user_code(self) -> dict[str, str]:
+        """Hash of the source file of every class that is not ours: results of code that has changed are not reused."""
+        classes = {type(config) for config in self.walk() if not type(config).__module__.startswith("icl_eval.")}
+        files = {cls.__name__: inspect.getsourcefile(cls) for cls in classes}
+        return {name: hashlib.sha256(Path(file).read_bytes()).hexdigest() for name, file in files.items() if file}
+
     def fingerprint(self, **circumstances: Any) -> str:
         """Eight hexadecimal digits of all that determines the numbers; seeds have folders of their own.
 
@@ -169,6 +177,6 @@ class Experiment(Config):
             circumstances: what the config leaves open (device, precision, hashes of the data), JSON-ready.
         """
         identity = {key: value for key, value in self.to_dict().items() if key not in ("seeds", "question")}
-        versions = {arm.task.name: arm.task.version for arm in self.arms}
-        text = json.dumps([identity, versions, circumstances], sort_keys=True)
+        versions = {arm.name: arm.task.version for arm in self.arms}
+        text = json.dumps([identity, versions, self.user_code(), circumstances], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:8]

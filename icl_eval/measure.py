@@ -37,6 +37,8 @@ def measure(
     Batches are shared out over the processes, and each gets the whole sums. The logits of a long sequence never exist
     at once.
     """
+    training = model.training
+    model.eval()
     batches = [source.batch("heldout", index, batch_size) for index in range(num_sequences // batch_size)]
     documents = np.unique(np.concatenate([batch.document.numpy() for batch in batches]))
     edges = log_bin_edges(num_positions)
@@ -55,6 +57,7 @@ def measure(
             total += np.bincount(position, weights, num_positions)
         for total, weights in zip(by_document, (values, hits, np.ones_like(values)), strict=True):
             total += np.bincount(cell, weights, len(total))
+    model.train(training)
     nll_sum, nll_square_sum, hit_sum, count = _reduce(by_position, accelerator)
     document_nll, document_hits, document_count = _reduce(by_document, accelerator).reshape(3, -1, num_bins)
     return Measurement(

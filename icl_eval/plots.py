@@ -27,10 +27,13 @@ _OTHERS = ("#E69F00", "#56B4E9", "#000000", "#999933")
 
 
 class Group(NamedTuple):
-    """The runs of one arm, one a seed; those that diverged are counted, not drawn."""
+    """The runs of one arm, one a seed; those that diverged are counted, not drawn. Named by model, or arm where models
+    share a name.
+    """
 
     arm: Arm
     runs: list[Run]
+    name: str
 
     @property
     def positions(self) -> list[Positions]:
@@ -40,7 +43,7 @@ class Group(NamedTuple):
     def label(self) -> str:
         """The model's name, and how its runs ended if not well."""
         diverged = [run.status["step"] for run in self.runs if run.diverged]
-        return self.arm.model.label + (f" (NaN at step {diverged[0]})" if diverged else "")
+        return self.name + (f" (NaN at step {diverged[0]})" if diverged else "")
 
 
 def group_runs(runs: Iterable[Run]) -> dict[Task, list[Group]]:
@@ -48,7 +51,10 @@ def group_runs(runs: Iterable[Run]) -> dict[Task, list[Group]]:
     tasks: dict[Task, list[Group]] = {}
     for _, same in groupby(runs, key=lambda run: (run.path.parent, run.name)):
         members = list(same)
-        tasks.setdefault(members[0].arm.task, []).append(Group(members[0].arm, members))
+        tasks.setdefault(members[0].arm.task, []).append(Group(members[0].arm, members, members[0].arm.model.label))
+    for groups in tasks.values():
+        names = [group.name for group in groups]
+        groups[:] = [g._replace(name=g.arm.name) if names.count(g.name) > 1 else g for g in groups]
     return tasks
 
 
@@ -64,6 +70,10 @@ def plot_all(runs: Sequence[Run], folder: Path) -> list[Path]:
         "training.png": plot_training,
     }
     files = []
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunFolderError(f"cannot write {folder}: {error.strerror or error}") from error
     for name, draw in figures.items():
         figure = draw(runs)
         try:

@@ -13,6 +13,7 @@ import json
 import math
 import os
 import tempfile
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -94,7 +95,7 @@ class RunFolder:
         if not file.exists() or step == 0:
             file.unlink(missing_ok=True)
             return None
-        return Positions.from_bytes(file.read_bytes()).before(step)
+        return _read_positions(file).before(step)
 
     def log(self, row: dict[str, Any]) -> None:
         """Append a line to ``metrics.jsonl``."""
@@ -148,7 +149,11 @@ class Run:
     @cached_property
     def arm(self) -> Any:
         """The arm as an ``icl_eval.Arm``; needs the user's own classes to be defined if it uses any."""
-        return config_from_dict(self.config["arm"])
+        try:
+            return config_from_dict(self.config["arm"])
+        except ValueError as error:
+            hint = "if it is of your own making, name your file with --preset"
+            raise RunFolderError(f"the run in {self.path} cannot be understood ({hint}): {error}") from error
 
     @cached_property
     def metrics(self) -> pd.DataFrame:
@@ -159,7 +164,7 @@ class Run:
     def positions(self) -> Positions | None:
         """Losses by position; ``None`` where the run ended before the first measurement."""
         file = self.path / "positions.npz"
-        return Positions.from_bytes(file.read_bytes()) if file.exists() else None
+        return _read_positions(file) if file.exists() else None
 
 
 def load_run(path: str | Path) -> Run:
@@ -184,7 +189,7 @@ def load_runs(paths: str | Path | Sequence[str | Path]) -> list[Run]:
     """
     runs = []
     for path in [paths] if isinstance(paths, str | Path) else paths:
-        path = Path(path)
+        path = Path(path).resolve()
         finished = [load_run(file.parent) for file in sorted(path.rglob("DONE"))]
         if not finished:
             raise RunFolderError(f"{path} holds no finished run (no DONE file at or below it)")
@@ -205,6 +210,13 @@ def _read_json(path: Path) -> dict[str, Any]:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise RunFolderError(f"cannot read {path}: {error}") from error
+
+
+def _read_positions(path: Path) -> Positions:
+    try:
+        return Positions.from_bytes(path.read_bytes())
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise RunFolderError(f"{path} is damaged: {error}") from error
 
 
 def _read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
+from scipy import stats
 
 from icl_eval.positions import Positions
 
@@ -130,9 +131,19 @@ def _resampled(sums: np.ndarray, counts: np.ndarray) -> _Ratio:
     rng = np.random.default_rng(0)
     weights = rng.multinomial(num_documents, np.full(num_documents, 1 / num_documents), RESAMPLES)
     seeds = rng.multinomial(num_seeds, np.full(num_seeds, 1 / num_seeds), RESAMPLES) / num_seeds
-    resampled = np.einsum("rs,srb->rb", seeds, weights @ sums)
+    by_seed = weights @ sums
+    resampled = by_seed.mean(axis=0)
+    if num_seeds > 1:
+        resampled = resampled + _seed_factor(num_seeds) * (np.einsum("rs,srb->rb", seeds, by_seed) - resampled)
     with np.errstate(invalid="ignore", divide="ignore"):
         return _Ratio(sums.mean(axis=0).sum(axis=0) / counts.sum(axis=0), resampled / (weights @ counts))
+
+
+def _seed_factor(num_seeds: int) -> float:
+    """Widening of resampled seed means, which vary too little for few seeds: n / (n - 1) and Student's quantile."""
+    tail = (1 + CONFIDENCE) / 2
+    small_sample = stats.t.ppf(tail, num_seeds - 1) / stats.norm.ppf(tail)
+    return float(small_sample * np.sqrt(num_seeds / (num_seeds - 1)))
 
 
 def _interval(value: np.ndarray, resamples: np.ndarray) -> Estimate:

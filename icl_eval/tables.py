@@ -60,9 +60,9 @@ def in_context_learning(runs: Sequence[Run]) -> list[str]:
     for task, groups in group_runs(runs).items():
         if task.optimum(np.array([1])) is not None:
             continue
-        early = task.seq_len // 8
-        gains = {group.label: context_gain(group.positions, early) for group in groups if group.positions}
-        for label, gain in sorted(gains.items(), key=lambda item: -item[1].value)[:1]:
+        early = max(task.seq_len // 8, 1)
+        gains = [(group.label, context_gain(group.positions, early)) for group in groups if group.positions]
+        for label, gain in sorted(gains, key=lambda item: -item[1].value)[:1]:
             valid = gain.value >= VALID_GAIN and gain.low > 0
             verdict = (
                 "the arms can be compared on it" if valid else "at this budget it decides nothing about long memory"

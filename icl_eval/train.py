@@ -16,9 +16,10 @@ from icl_eval.checkpoint import load_checkpoint, save_checkpoint
 from icl_eval.experiment import Arm, Experiment
 from icl_eval.measure import ScoredLoss, measure
 from icl_eval.positions import append
-from icl_eval.run_folder import RunFolder
+from icl_eval.run_folder import RunFolder, RunFolderError
 from icl_eval.tasks import Batch, Source
 
+MIN_DOCUMENTS = 4
 CALIBRATION_STEPS = 12
 LOG_EVERY_STEPS = 10
 """Steps between lines of metrics; losses are read from the device, and checkpoints written, only then."""
@@ -66,6 +67,9 @@ def train_arm(
     positions = folder.rewind(step) if accelerator.is_main_process else None
     num_sequences = heldout_sequences(experiment, source)
     measure_after = set(snapshot_steps(schedule.steps, experiment.snapshots))
+    kept = set() if positions is None else set(positions.step.tolist())
+    if accelerator.is_main_process and kept != {s for s in measure_after if s <= step}:
+        raise RunFolderError(f"{folder.path} lacks measurements before step {step}: remove it to start again")
 
     def spent() -> dict[str, float]:
         return {
@@ -154,7 +158,7 @@ def heldout_sequences(experiment: Experiment, source: Source) -> int:
     """How many held-out sequences are measured: as asked, or all there are, in whole batches.
 
     Raises:
-        ValueError: there are fewer than one batch, or fewer than two documents to resample.
+        ValueError: there are fewer than one batch, or fewer than :data:`MIN_DOCUMENTS` documents to resample.
     """
     batch_size = experiment.eval_batch_size
     available = source.num_sequences("heldout")
@@ -164,6 +168,13 @@ def heldout_sequences(experiment: Experiment, source: Source) -> int:
         asked = available
     if asked < batch_size:
         raise ValueError(f"eval_batch_size = {batch_size}, but only {available} held-out sequences exist")
+    batches = (source.batch("heldout", index, batch_size) for index in range(asked // batch_size))
+    documents = np.unique(np.concatenate([batch.document.numpy() for batch in batches]))
+    if len(documents) < MIN_DOCUMENTS:
+        raise ValueError(
+            f"eval_sequences = {asked}: they come from {len(documents)} held-out documents, too few to resample; "
+            f"at least {MIN_DOCUMENTS} are needed"
+        )
     return asked // batch_size * batch_size
 
 

@@ -67,7 +67,9 @@ class ModelConfig(Config):
 
     def build(self, seed: int = 0) -> "LanguageModel":
         """The model; parameters of equal name and shape start equal for equal seeds, whatever the mixer."""
-        model = LanguageModel(self)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = LanguageModel(self)
         initialize(model, seed)
         return model
 

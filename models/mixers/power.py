@@ -108,15 +108,14 @@ class PowerMixer(Mixer):
             self.gate_proj.weight.init_gain = 0.0  # type: ignore[attr-defined]
             with torch.no_grad():
                 low, high = map(math.log, config.gate_timescale_tokens)
-                self.gate_proj.bias.copy_(torch.linspace(low, high, config.kv_heads))
+                spread = torch.linspace(low, high, config.kv_heads)
+                self.gate_proj.bias.copy_(spread if config.kv_heads > 1 else (low + high) / 2)
 
     def attend(
         self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, state: PowerState | None, return_state: bool
     ) -> tuple[Tensor, PowerState | None]:
         config, T = self.config, q.shape[1]
-        log_g = (
-            F.logsigmoid(self.gate_proj(x).to(torch.promote_types(x.dtype, torch.float32))) if config.gated else None
-        )
+        log_g = self._log_gates(x) if config.gated else None
         length = T if state is None else T + state.length
         inner = None if state is None else (state.S, state.z)
         if T == 1 and return_state:
@@ -140,3 +139,10 @@ class PowerMixer(Mixer):
             return self.out_norm(result), None
         y, (S, z) = result
         return self.out_norm(y), PowerState(S, z, length)
+
+    def _log_gates(self, x: Tensor) -> Tensor:
+        """Log gates ``[B, T, Hk]`` in float32 or wider: half precision would quantise long memories."""
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        with torch.autocast(x.device.type, enabled=False):
+            gate = F.linear(x.to(dtype), self.gate_proj.weight.to(dtype), self.gate_proj.bias.to(dtype))
+        return F.logsigmoid(gate)

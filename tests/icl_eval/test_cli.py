@@ -69,9 +69,13 @@ def test_a_users_own_file_runs_plots_and_resumes(
     (folder,) = out.iterdir()
     assert {path.name for path in (folder / "mine").iterdir()} == {"seed0", "seed1"}
     assert "loss_by_position.png" in text
-    code, text, _ = icl_eval(monkeypatch, capsys, "plot", folder / "mine", "--out", tmp_path)
-    assert code == 0
-    assert (tmp_path / "training.png").exists()
+    plot = ["plot", folder / "mine", "--out", tmp_path / "new", "--preset", preset]
+    code, text, errors = icl_eval(monkeypatch, capsys, *plot)
+    assert code == 0, errors
+    assert (tmp_path / "new" / "training.png").exists()
+    preset.write_text(USER_FILE + "# another version\n")
+    icl_eval(monkeypatch, capsys, "run", preset, "--out", out, "--device", "cpu")
+    assert len(list(out.iterdir())) == 2, "results of changed code are not reused"
 
 
 @pytest.mark.parametrize(

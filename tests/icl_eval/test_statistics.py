@@ -54,6 +54,16 @@ def test_intervals_widen_with_seeds_that_differ() -> None:
     assert (apart.high - apart.low > 5 * (alike.high - alike.low)).all()
 
 
+def test_intervals_over_three_seeds_cover_the_truth() -> None:
+    rng = np.random.default_rng(6)
+    covered = 0
+    for _ in range(150):
+        seeds = [positions(np.full((20, 1), 2.0 + shift)) for shift in rng.normal(0.0, 0.1, 3)]
+        value = overall(seeds)
+        covered += value.low <= 2.0 <= value.high
+    assert covered / 150 >= 0.88
+
+
 def test_resamples_are_paired_across_arms() -> None:
     documents = np.random.default_rng(3).normal(2.0, 0.5, (50, 4))
     first, second = (curve([positions(d)]).estimate for d in (documents, documents + 0.25))
