@@ -61,7 +61,7 @@ class Markov(Task):
         return bayes_loss(self.num_states, self.order, self.seq_len)[0][position]
 
     def optimum_error(self, position: np.ndarray) -> np.ndarray:
-        """Standard error of :meth:`optimum` (nats): below 0.01 for K of 2, less for larger K."""
+        """Standard error of :meth:`optimum` (nats)."""
         return bayes_loss(self.num_states, self.order, self.seq_len)[1][position]
 
 
