@@ -1,10 +1,12 @@
 """Triton kernels of the backward pass.
 
 With un-normalised outputs o and row sums n, dO = dy / n and dn = -dO·y, so that the gradient of a weight is dO·v + dn.
-A weight of degree p is homogeneous in its query, so q·dq / p = dO·o + dn n: nothing with a row sum, dy·y without. The
-gates' gradient needs it and takes it from there: summed from dq it would be the noise of rounding. Weights are
-recomputed, and the share of earlier chunks comes from the states S, that of later chunks from their gradients dS. Both
-are symmetric in (i, j): dq_a = 2 Σ_i q_i S[i, a]·dO, a scaled operand in registers again.
+Weights are recomputed, and the share of earlier chunks comes from the states S, that of later chunks from their
+gradients dS. Both are symmetric in (i, j): dq_a = 2 Σ_i q_i S[i, a]·dO, a scaled operand in registers again.
+
+A gate's gradient is a sum of weights times their gradients over the pairs that it parts. It is taken as the queries'
+share after the gate, q·dq / p, less the keys' share, k·dk / p, each summed in float32 from weights that are the same
+float32 numbers on both sides: pairs that a gate does not part cancel, rather than leave the noise of rounding.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ def output_gradient_kernel(
     y_low_ptr,
     row_sum_ptr,
     do_ptr,
-    row_ptr,
+    dn_ptr,
     stride_b,
     stride_t,
     stride_h,
@@ -35,9 +37,9 @@ def output_gradient_kernel(
     HAS_LOW: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Gradients dO of the un-normalised outputs, [B, T, H, V] contiguous, and a number a row, [B·H, T_padded]: the
-    gradient dn of the row sum, or without one dy·y. All are zero where the row sum is. dn is that of dO as stored, so
-    that a row's gradients of weights, times the weights, add up to nothing. Grid (T_padded / BLOCK, B·H).
+    """Gradients dO of the un-normalised outputs, [B, T, H, V] contiguous, and dn of the row sums, [B·H, T_padded]. Both
+    are zero where the row sum is. dn is that of dO as stored, and of the output with what rounding cut off it, so that
+    a row's gradients of weights, times the weights, add up to nothing. Grid (T_padded / BLOCK, B·H).
     """
     head = tl.program_id(1).to(tl.int64)
     t = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -47,19 +49,17 @@ def output_gradient_kernel(
     source = dy_ptr + head // H * stride_b + head % H * stride_h
     own = (head // H * T * H + head % H) * V + t64 * (H * V) + v
     dy = tl.load(source + t64 * stride_t + v, inside, 0.0).to(tl.float32)
-    y = tl.load(y_ptr + own, inside, 0.0).to(tl.float32)
-    if HAS_LOW:
-        y += tl.load(y_low_ptr + own, inside, 0.0).to(tl.float32)
     if NORMALIZED:
+        y = tl.load(y_ptr + own, inside, 0.0).to(tl.float32)
+        if HAS_LOW:
+            y += tl.load(y_low_ptr + own, inside, 0.0).to(tl.float32)
         row_sum = tl.load(row_sum_ptr + head * T_padded + t, t < T, 0.0)
         inverse = tl.where(row_sum == 0.0, 0.0, 1.0 / tl.where(row_sum == 0.0, 1.0, row_sum))
         do = (dy * inverse[:, None]).to(do_ptr.dtype.element_ty)
-        row = -tl.sum(do.to(tl.float32) * y, 1)
+        tl.store(dn_ptr + head * T_padded + t, -tl.sum(do.to(tl.float32) * y, 1))
     else:
         do = (dy * output_scale).to(do_ptr.dtype.element_ty)
-        row = tl.sum(do.to(tl.float32) * (y / output_scale), 1)
     tl.store(do_ptr + own, do, inside)
-    tl.store(row_ptr + head * T_padded + t, row)
 
 
 @triton.jit
@@ -75,6 +75,7 @@ def query_gradient_kernel(
     state_ptr,
     z_ptr,
     dq_ptr,
+    share_ptr,
     stride_qb,
     stride_qt,
     stride_qh,
@@ -103,7 +104,9 @@ def query_gradient_kernel(
     BN: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """dq [B, T, H, D] (contiguous) of BM queries. Grid (tiles of BM, B·H)."""
+    """dq [B, T, H, D] (contiguous) of BM queries, and q·dq / degree, the queries' share of the gates' gradient,
+    [B·H, T_padded]. Grid (tiles of BM, B·H).
+    """
     start = tl.program_id(0) * BM
     head = tl.program_id(1).to(tl.int64)
     batch, h = head // H, head % H
@@ -122,6 +125,7 @@ def query_gradient_kernel(
     q = tl.load(q_ptr + batch * stride_qb + h * stride_qh + t64 * stride_qt + d[None, :], inside, 0.0)
     do = tl.load(do_ptr + (batch * T * H + h) * V + t64 * (H * V) + v_index[None, :], inside, 0.0)
     acc = tl.zeros((BM, D), tl.float32)
+    share = tl.zeros((BM,), tl.float32)
     first_high, first_low = 0.0, 0.0
     if NORMALIZED:
         dn = tl.load(dn_ptr + head * T_padded + t)
@@ -152,6 +156,7 @@ def query_gradient_kernel(
             acc *= 2.0
         if GATED:
             acc *= tl.exp2(first_high)
+            share = tl.sum(acc * q, 1)
 
     for first in tl.range(chunk_start, start, BN):
         j = first + tl.arange(0, BN)
@@ -166,10 +171,12 @@ def query_gradient_kernel(
         if GATED:
             gate = gate_between(first_high, first_low, tl.load(high_base + j), tl.load(low_base + j))
             dscores = dscores * gate[None, :]
+            share += tl.sum(dscores * scores, 1)
         acc = tl.dot(dscores.to(k.dtype), k, acc, input_precision=PRECISION)
     if GATED:
         since_first = gate_between(row_high, row_low, first_high, first_low)
         acc *= since_first[:, None]
+        share *= since_first
 
     for first in tl.range(start, min(start + BM, T), BN):
         j = first + tl.arange(0, BN)
@@ -186,8 +193,12 @@ def query_gradient_kernel(
             j_low = tl.load(low_base + j)
             dscores = dscores * gate_between(row_high[:, None], row_low[:, None], j_high[None, :], j_low[None, :])
         dscores = tl.where(t[:, None] >= j[None, :], dscores, 0.0)
+        if GATED:
+            share += tl.sum(dscores * scores, 1)
         acc = tl.dot(dscores.to(k.dtype), k, acc, input_precision=PRECISION)
 
+    if GATED:
+        tl.store(share_ptr + head * T_padded + t, share / DEGREE)
     tl.store(dq_ptr + (batch * T * H + h) * D + t64 * (H * D) + d[None, :], acc.to(dq_ptr.dtype.element_ty), inside)
 
 

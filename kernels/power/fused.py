@@ -61,7 +61,10 @@ def fused_power_attention(
     q, k = (_padded(x, _kernel_dim(D)) for x in (q, k))
     v = _padded(v, _kernel_dim(V))
     matrix, normalizer = initial_state if initial_state is not None else (None, None)
-    keep_low = log_g is not None and log_g.requires_grad and torch.is_grad_enabled() and dtype != torch.float32
+    normalized = normalization == "row_sum"
+    keep_low = (
+        normalized and log_g is not None and log_g.requires_grad and torch.is_grad_enabled() and dtype != torch.float32
+    )
     y, *_, final, final_normalizer = power_attention_op(
         q,
         k,
@@ -72,7 +75,7 @@ def fused_power_attention(
         D,
         degree,
         scale,
-        normalization == "row_sum",
+        normalized,
         "tf32" if dtype == torch.float16 else "tf32x3",
         chunk_size,
         return_state,
@@ -80,7 +83,7 @@ def fused_power_attention(
     )
     state = None
     if return_state:
-        state = (final[..., :V], final_normalizer if normalization == "row_sum" else None)
+        state = (final[..., :V], final_normalizer if normalized else None)
     return y[..., :V].to(dtype), state
 
 
@@ -294,14 +297,14 @@ def power_attention_backward_op(
     gates = _running_gates(log_g, s, q)
     dq, dk, dv, dlog_g, dinitial, dinitial_normalizer = _gradients(q, k, v, log_g, s, has_initial, normalized)
     do = torch.empty_like(y)
-    rows = torch.empty(s.B * s.H, s.padded, dtype=torch.float32, device=q.device)  # dn, or dy·y without row sums
+    dn = torch.empty(s.B * s.H, s.padded, dtype=torch.float32, device=q.device) if normalized else row_sum
     output_gradient_kernel[triton.cdiv(s.padded, 64), s.B * s.H](
         dy,
         y,
         y_low,
         row_sum,
         do,
-        rows,
+        dn,
         *dy.stride()[:3],
         s.H,
         s.T,
@@ -333,7 +336,7 @@ def power_attention_backward_op(
             dinitial = to_canonical_order(first.view(s.B, s.Hk, s.rows, s.V), *s.canonical)
     if normalizers.numel():
         dnormalizers = torch.empty(s.B * s.Hk, s.n_chunks, s.D, s.D, dtype=torch.float32, device=q.device)
-        _update_normalizers(q, qt, rows, gates.from_start, dnormalizers, s, s.n_chunks, s.groups, gated, precision)
+        _update_normalizers(q, qt, dn, gates.from_start, dnormalizers, s, s.n_chunks, s.groups, gated, precision)
         if has_final:
             zero = torch.zeros(s.B, s.Hk, expanded_dim(head_dim, degree), device=q.device)
             given = zero if dfinal_normalizer is None else dfinal_normalizer
@@ -360,18 +363,21 @@ def power_attention_backward_op(
         "NORMALIZED": normalized,
         "PRECISION": precision,
     }
+    query_share = torch.empty(s.B * s.H if gated else 0, s.padded, device=q.device)
+    key_share = torch.empty(s.B * s.Hk if gated else 0, s.padded, device=q.device)
     query_gradient_kernel[triton.cdiv(s.T, dict(chosen.tiles)["BM"]), s.B * s.H](
         q,
         k,
         v,
         qt,
         do,
-        rows,
+        dn,
         gates.high,
         gates.low,
         states,
         normalizers,
         dq,
+        query_share,
         *strides,
         s.H,
         s.T,
@@ -382,7 +388,6 @@ def power_attention_backward_op(
         **shared,
         **chosen.options,
     )
-    token_gate = torch.empty(s.B * s.Hk, s.padded, device=q.device) if gated else carried
     chosen = settings("key_value_gradient", s.D, s.V, q.dtype, q.device)
     key_value_gradient_kernel[triton.cdiv(s.T, dict(chosen.tiles)["BK"]), s.B * s.Hk](
         q,
@@ -390,14 +395,14 @@ def power_attention_backward_op(
         v,
         kt,
         do,
-        rows,
+        dn,
         gates.high,
         gates.low,
         dstates,
         dnormalizers,
         dk,
         dv,
-        token_gate,
+        key_share,
         *strides,
         s.Hk,
         s.T,
@@ -410,8 +415,8 @@ def power_attention_backward_op(
     )
     if log_g is not None:
         gate_gradient_kernel[s.n_chunks, s.B * s.Hk](
-            token_gate,
-            rows,
+            key_share,
+            query_share,
             carried,
             log_g,
             dlog_g,
@@ -421,7 +426,6 @@ def power_attention_backward_op(
             s.padded,
             s.chunk,
             GROUPS=s.groups,
-            NORMALIZED=normalized,
             CLOSED=CLOSED_LOG_GATE,
             BLOCK=CHUNK_MULTIPLE,
         )

@@ -74,7 +74,7 @@ def running_gates_kernel(
 
 @triton.jit
 def gate_gradient_kernel(
-    token_ptr,
+    key_ptr,
     query_ptr,
     carried_ptr,
     log_g_ptr,
@@ -87,14 +87,13 @@ def gate_gradient_kernel(
     T_padded,
     chunk,
     GROUPS: tl.constexpr,
-    NORMALIZED: tl.constexpr,
     CLOSED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """Gradient of the log gates, [B, T, Hk] contiguous in float32.
 
-    A gate of a chunk acts on what later tokens of the chunk read (their queries' share, ``query`` [B·H, T_padded],
-    nothing with a row sum), is spared by what is written after it (``token`` [B·Hk, T_padded]), and acts on the state
+    A gate of a chunk acts on what later tokens of the chunk read (their queries' share, ``query`` [B·H, T_padded]), is
+    spared by what is written after it (the keys' share, ``key`` [B·Hk, T_padded]), and acts on the state
     at the chunk's end (``carried`` [B·Hk, chunks] = ⟨S, dS⟩ there). Restarting at each chunk keeps rounding errors from
     adding up over the sequence. Grid (chunks, B·Hk).
     """
@@ -107,10 +106,9 @@ def gate_gradient_kernel(
     for back in range(blocks):
         t = start + (blocks - 1 - back) * BLOCK + tl.arange(0, BLOCK)
         inside = (t < start + chunk) & (t < T)
-        change = -tl.load(token_ptr + head * T_padded + t, mask=inside, other=0.0)
-        if not NORMALIZED:
-            for g in range(GROUPS):
-                change += tl.load(query_ptr + (head * GROUPS + g) * T_padded + t, mask=inside, other=0.0)
+        change = -tl.load(key_ptr + head * T_padded + t, mask=inside, other=0.0)
+        for g in range(GROUPS):
+            change += tl.load(query_ptr + (head * GROUPS + g) * T_padded + t, mask=inside, other=0.0)
         gradient = after + tl.cumsum(change, 0, reverse=True)
         log_g = tl.load(log_g_ptr + offset + t.to(tl.int64) * stride_t, mask=inside, other=0.0)
         address = dlog_g_ptr + (head // H * T + t) * H + head % H
