@@ -10,16 +10,15 @@ import triton.language as tl
 def transpose_kernel(
     x_ptr, out_ptr, stride_b, stride_t, stride_h, H, T, T_padded, D: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """x [B, T, H, D] to out [B·H, D, T_padded] in float32, zero past T. Grid (T_padded / BLOCK, B·H).
-
-    Float32, since asynchronous copies move at least 4 bytes.
-    """
+    """x [B, T, H, D] to out [B·H, D, T_padded], zero past T. Grid (T_padded / BLOCK, B·H)."""
     head = tl.program_id(1).to(tl.int64)
     t = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     d = tl.arange(0, D)
     source = x_ptr + head // H * stride_b + head % H * stride_h
     x = tl.load(source + t[:, None].to(tl.int64) * stride_t + d[None, :], mask=t[:, None] < T, other=0.0)
-    tl.store(out_ptr + head * D * T_padded + d[:, None] * T_padded + t[None, :], tl.trans(x).to(tl.float32))
+    tl.store(
+        out_ptr + head * D * T_padded + d[:, None] * T_padded + t[None, :], tl.trans(x).to(out_ptr.dtype.element_ty)
+    )
 
 
 @triton.jit

@@ -40,6 +40,13 @@ TABLE: dict[tuple[str, str, int, int], Launch] = {
 ``python -m icl_eval.kernels.power.tune``
 measured them. To extend it, run that command and paste the lines it prints."""
 
+HOPPER: dict[str, Launch] = {
+    "update_state": launch(4, 1, COUNT=4, BT=64, STAGES=3),
+    "forward": launch(4, 1, BM=128, BN=64, STAGES=3),
+    "query_gradient": launch(4, 1, BM=128, BN=32, STAGES=3),
+}
+"""Settings of the kernels in :mod:`hopper`, written for one shape."""
+
 
 def settings(kernel: str, head_dim: int, value_dim: int, dtype: torch.dtype, device: torch.device) -> Launch:
     """The table's entry for a kernel, or a setting that fits every shape."""

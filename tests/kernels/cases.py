@@ -79,9 +79,7 @@ def outputs_and_gradients(attention: Callable[..., object], case: Case, inputs: 
     else:
         out["y"] = returned  # type: ignore[assignment]
     generator = torch.Generator().manual_seed(1)
-    cotangents = [
-        torch.randn(t.shape, generator=generator).bfloat16().to(t.dtype).to(t.device) for t in out.values()
-    ]
+    cotangents = [torch.randn(t.shape, generator=generator).bfloat16().to(t.dtype).to(t.device) for t in out.values()]
     gradients = torch.autograd.grad(list(out.values()), list(x.values()), cotangents)
     return {name: t.detach() for name, t in out.items()} | {
         f"d{name}": gradient for name, gradient in zip(x, gradients, strict=True)

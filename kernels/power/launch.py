@@ -1,0 +1,502 @@
+"""Launches of the power-attention kernels: grids, settings, buffers, and the choice between Triton's and Hopper's."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from icl_eval.kernels.power.backward import key_value_gradient_kernel, output_gradient_kernel, query_gradient_kernel
+from icl_eval.kernels.power.forward import forward_kernel
+from icl_eval.kernels.power.gates import CLOSED_LOG_GATE
+from icl_eval.kernels.power.layout import gate_gradient_kernel, running_gates_kernel, transpose_kernel
+from icl_eval.kernels.power.tiles import split_of, state_rows
+from icl_eval.kernels.power.tuning import HOPPER, architecture, settings
+from icl_eval.kernels.power.update_state import (
+    discumsum_kernel,
+    inner_product_kernel,
+    reverse_discumsum_kernel,
+    update_normalizer_kernel,
+    update_state_kernel,
+)
+
+CHUNK_MULTIPLE = 128
+"""Chunks are whole tiles: a chunk size is rounded up to this, which changes no result."""
+
+
+class Call(NamedTuple):
+    """Sizes and options of one call of the operator, and what derives from them.
+
+    Attributes:
+        head_dim: features of queries and keys, of which ``D`` is the padded number.
+        precision: of products of float32 tensors, in Triton's words.
+    """
+
+    B: int
+    T: int
+    H: int
+    Hk: int
+    D: int
+    V: int
+    head_dim: int
+    degree: int
+    chunk: int
+    n_chunks: int
+    gated: bool
+    normalized: bool
+    precision: str
+    dtype: torch.dtype
+    device: torch.device
+
+    @property
+    def padded(self) -> int:
+        """Tokens of whole chunks."""
+        return self.chunk * self.n_chunks
+
+    @property
+    def groups(self) -> int:
+        return self.H // self.Hk
+
+    @property
+    def split(self) -> int:
+        return split_of(self.D)
+
+    @property
+    def rows(self) -> int:
+        return state_rows(self.D, self.degree)
+
+    @property
+    def canonical(self) -> tuple[int, int, int, int]:
+        return self.head_dim, self.D, self.split, self.degree
+
+    @property
+    def on_hopper(self) -> bool:
+        """Whether the kernels of :mod:`hopper` take this call."""
+        fits = (self.D, self.V, self.degree, self.dtype) == (64, 64, 2, torch.bfloat16)
+        return fits and architecture(self.device) == "sm90" and _hopper() is not None
+
+    def empty(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device=self.device)
+
+
+def call_of(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_g: Tensor | None,
+    head_dim: int,
+    degree: int,
+    normalized: bool,
+    precision: str,
+    chunk_size: int,
+) -> Call:
+    """The sizes of one call, its chunks rounded up to whole tiles."""
+    B, T, H, D = q.shape
+    chunk = -(-min(chunk_size, T) // CHUNK_MULTIPLE) * CHUNK_MULTIPLE
+    return Call(
+        B=B,
+        T=T,
+        H=H,
+        Hk=k.shape[2],
+        D=D,
+        V=v.shape[-1],
+        head_dim=head_dim,
+        degree=degree,
+        chunk=chunk,
+        n_chunks=-(-T // chunk),
+        gated=log_g is not None,
+        normalized=normalized,
+        precision=precision,
+        dtype=q.dtype,
+        device=q.device,
+    )
+
+
+class Gates(NamedTuple):
+    """What :func:`running_gates_kernel` writes; any tensor where there are no gates."""
+
+    high: Tensor
+    low: Tensor
+    from_start: Tensor
+    to_end: Tensor
+
+
+def running_gates(log_g: Tensor | None, c: Call, stand_in: Tensor) -> Gates:
+    if log_g is None:
+        return Gates(stand_in, stand_in, stand_in, stand_in)
+    gates = Gates(*c.empty(4, c.B * c.Hk, c.padded).unbind())
+    running_gates_kernel[c.n_chunks, c.B * c.Hk](
+        log_g, *gates, *log_g.stride(), c.Hk, c.T, c.padded, c.chunk, CLOSED=CLOSED_LOG_GATE, BLOCK=CHUNK_MULTIPLE
+    )
+    return gates
+
+
+def transposed(x: Tensor, c: Call, dtype: torch.dtype) -> Tensor:
+    """x [B, T, H, D] as [B·H, D, padded]: float32 for Triton's kernels, which copy 4 bytes at least asynchronously."""
+    B, _, H, D = x.shape
+    out = c.empty(B * H, D, c.padded, dtype=dtype)
+    transpose_kernel[triton.cdiv(c.padded, 64), B * H](x, out, *x.stride()[:3], H, c.T, c.padded, D=D, BLOCK=64)
+    return out
+
+
+def update_states(x: Tensor, xt: Tensor, v: Tensor, gate: Tensor, out: Tensor, c: Call, groups: int) -> None:
+    """What each chunk adds to the state, into ``out`` [B·Hk, chunks to update, rows, V]."""
+    kernel: Any
+    if c.on_hopper:
+        kernel, chosen, own = _hopper().update_state_kernel, HOPPER["update_state"], {}  # type: ignore[attr-defined]
+    else:
+        kernel, chosen = update_state_kernel, settings("update_state", c.D, c.V, c.dtype, c.device)
+        own = {"DEGREE": c.degree, "PRECISION": c.precision}
+    options = chosen.options
+    programs = 1
+    if c.degree == 1:
+        options["COUNT"] = 1
+    else:
+        programs = c.split // options["COUNT"] + (c.D - c.split) // (2 * options["COUNT"])
+    n_updates = out.shape[1]
+    kernel[(programs * n_updates * c.B * c.Hk,)](
+        x,
+        xt,
+        v,
+        gate,
+        out,
+        *x.stride()[:3],
+        *v.stride()[:3],
+        c.Hk,
+        c.T,
+        c.padded,
+        c.chunk,
+        n_updates,
+        c.rows * c.V,
+        out.stride(0) // (c.rows * c.V),
+        D=c.D,
+        V=c.V,
+        SPLIT=c.split,
+        GROUPS=groups,
+        GATED=c.gated,
+        **own,
+        **options,
+    )
+
+
+def update_normalizers(
+    x: Tensor, xt: Tensor, weight: Tensor | None, gate: Tensor, out: Tensor, c: Call, groups: int
+) -> None:
+    """What each chunk adds to the normaliser, into ``out`` [B·Hk, chunks to update, D, D]."""
+    n_updates = out.shape[1]
+    update_normalizer_kernel[n_updates, c.B * c.Hk](
+        x,
+        xt,
+        gate if weight is None else weight,
+        gate,
+        out,
+        *x.stride()[:3],
+        c.Hk,
+        c.T,
+        c.padded,
+        c.chunk,
+        n_updates,
+        out.stride(0) // c.D**2,
+        D=c.D,
+        GROUPS=groups,
+        GATED=c.gated,
+        WEIGHTED=weight is not None,
+        PRECISION=c.precision,
+        BT=64 if c.D <= 64 and x.dtype == torch.bfloat16 else 32,
+    )
+
+
+def discumsum(states: Tensor, high: Tensor, start: Tensor | None, c: Call, n_updates: int, final: bool) -> Tensor:
+    """In place, over ``states`` [B·Hk, chunks + 1, ...]; returns the state after the last chunk, if asked for."""
+    size = states[0, 0].numel()
+    last = c.empty(c.B * c.Hk, size) if final else high
+    block = min(1024, size)
+    discumsum_kernel[size // block, c.B * c.Hk](
+        states,
+        high,
+        high if start is None else start,
+        last,
+        c.padded,
+        c.chunk,
+        c.n_chunks,
+        n_updates,
+        SIZE=size,
+        GATED=c.gated,
+        HAS_INITIAL=start is not None,
+        HAS_FINAL=final,
+        BLOCK=block,
+    )
+    return last
+
+
+def reverse_discumsum(dstates: Tensor, high: Tensor, last: Tensor | None, c: Call, has_initial: bool) -> Tensor:
+    """In place; returns the gradient of the state before the first chunk, if there is one."""
+    size = dstates[0, 0].numel()
+    block = min(1024, size)
+    first = c.empty(c.B * c.Hk, size) if has_initial else high
+    reverse_discumsum_kernel[size // block, c.B * c.Hk](
+        dstates,
+        high,
+        high if last is None else last,
+        first,
+        c.padded,
+        c.chunk,
+        c.n_chunks,
+        SIZE=size,
+        GATED=c.gated,
+        HAS_FINAL=last is not None,
+        HAS_INITIAL=has_initial,
+        BLOCK=block,
+    )
+    return first
+
+
+def inner_products(
+    states: Tensor, dstates: Tensor, out: Tensor, c: Call, columns: int, split: int, has_final: bool
+) -> None:
+    """⟨S, dS⟩ after each chunk, added to ``out`` [B·Hk, chunks], of states whose rows have ``columns`` elements."""
+    size = states[0, 0].numel()
+    inner_product_kernel[c.n_chunks, c.B * c.Hk](
+        states,
+        dstates,
+        out,
+        c.n_chunks,
+        SIZE=size,
+        V=columns,
+        D=c.D,
+        SPLIT=c.D if c.degree == 1 else split,
+        SKIP_LAST=not has_final,
+        BLOCK=min(2048, size & -size),
+        num_warps=8,
+    )
+
+
+def forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    qt: Tensor,
+    gates: Gates,
+    states: Tensor,
+    normalizers: Tensor,
+    y: Tensor,
+    y_low: Tensor,
+    row_sum: Tensor,
+    c: Call,
+    *,
+    has_initial: bool,
+    output_scale: float,
+) -> None:
+    """Writes ``y``, what rounding cut off it (unless ``y_low`` is empty) and the row sums."""
+    kernel: Any
+    if c.on_hopper:
+        kernel, chosen, own = _hopper().forward_kernel, HOPPER["forward"], {}  # type: ignore[attr-defined]
+        tensors = (q, k, v)
+    else:
+        kernel, chosen = forward_kernel, settings("forward", c.D, c.V, c.dtype, c.device)
+        own = {"DEGREE": c.degree, "PRECISION": c.precision}
+        tensors = (q, k, v, qt)  # type: ignore[assignment]
+    kernel[triton.cdiv(c.T, chosen.options["BM"]), c.B * c.H](
+        *tensors,
+        gates.high,
+        gates.low,
+        states,
+        normalizers,
+        y,
+        y_low,
+        row_sum,
+        *_strides(q, k, v),
+        c.H,
+        c.T,
+        c.padded,
+        c.chunk,
+        c.n_chunks,
+        output_scale,
+        D=c.D,
+        V=c.V,
+        SPLIT=c.split,
+        ROWS=c.rows,
+        GROUPS=c.groups,
+        GATED=c.gated,
+        NORMALIZED=c.normalized,
+        HAS_INITIAL=has_initial,
+        KEEP_LOW=y_low.numel() > 0,
+        **own,
+        **chosen.options,
+    )
+
+
+def output_gradient(
+    dy: Tensor, y: Tensor, y_low: Tensor, row_sum: Tensor, do: Tensor, dn: Tensor, c: Call, output_scale: float
+) -> None:
+    """Writes the gradients of the un-normalised outputs and of the row sums."""
+    output_gradient_kernel[triton.cdiv(c.padded, 64), c.B * c.H](
+        dy,
+        y,
+        y_low,
+        row_sum,
+        do,
+        dn,
+        *dy.stride()[:3],
+        c.H,
+        c.T,
+        c.padded,
+        output_scale,
+        V=c.V,
+        NORMALIZED=c.normalized,
+        HAS_LOW=y_low.numel() > 0,
+        BLOCK=64,
+    )
+
+
+def query_gradient(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    qt: Tensor,
+    do: Tensor,
+    dn: Tensor,
+    gates: Gates,
+    states: Tensor,
+    normalizers: Tensor,
+    dq: Tensor,
+    share: Tensor,
+    c: Call,
+    *,
+    has_initial: bool,
+) -> None:
+    """Writes ``dq`` and the queries' share of the gates' gradient."""
+    kernel: Any
+    if c.on_hopper:
+        kernel, chosen, own = _hopper().query_gradient_kernel, HOPPER["query_gradient"], {}  # type: ignore[attr-defined]
+        tensors = (q, k, v)
+    else:
+        kernel, chosen = query_gradient_kernel, settings("query_gradient", c.D, c.V, c.dtype, c.device)
+        own = {"DEGREE": c.degree, "PRECISION": c.precision}
+        tensors = (q, k, v, qt)  # type: ignore[assignment]
+    kernel[triton.cdiv(c.T, chosen.options["BM"]), c.B * c.H](
+        *tensors,
+        do,
+        dn,
+        gates.high,
+        gates.low,
+        states,
+        normalizers,
+        dq,
+        share,
+        *_strides(q, k, v),
+        c.H,
+        c.T,
+        c.padded,
+        c.chunk,
+        c.n_chunks,
+        D=c.D,
+        V=c.V,
+        SPLIT=c.split,
+        ROWS=c.rows,
+        GROUPS=c.groups,
+        GATED=c.gated,
+        NORMALIZED=c.normalized,
+        HAS_INITIAL=has_initial,
+        **own,
+        **chosen.options,
+    )
+
+
+def key_value_gradient(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    kt: Tensor,
+    do: Tensor,
+    dn: Tensor,
+    gates: Gates,
+    dstates: Tensor,
+    dnormalizers: Tensor,
+    dk: Tensor,
+    dv: Tensor,
+    share: Tensor,
+    c: Call,
+    *,
+    has_final: bool,
+) -> None:
+    """Writes ``dk``, ``dv`` and the keys' share of the gates' gradient."""
+    chosen = settings("key_value_gradient", c.D, c.V, c.dtype, c.device)
+    key_value_gradient_kernel[triton.cdiv(c.T, chosen.options["BK"]), c.B * c.Hk](
+        q,
+        k,
+        v,
+        kt,
+        do,
+        dn,
+        gates.high,
+        gates.low,
+        dstates,
+        dnormalizers,
+        dk,
+        dv,
+        share,
+        *_strides(q, k, v),
+        c.Hk,
+        c.T,
+        c.padded,
+        c.chunk,
+        c.n_chunks,
+        D=c.D,
+        V=c.V,
+        SPLIT=c.split,
+        ROWS=c.rows,
+        DEGREE=c.degree,
+        GROUPS=c.groups,
+        GATED=c.gated,
+        NORMALIZED=c.normalized,
+        HAS_FINAL=has_final,
+        PRECISION=c.precision,
+        **chosen.options,
+    )
+
+
+def gate_gradient(
+    key_share: Tensor, query_share: Tensor, carried: Tensor, log_g: Tensor, dlog_g: Tensor, c: Call
+) -> None:
+    """Writes ``dlog_g``."""
+    gate_gradient_kernel[c.n_chunks, c.B * c.Hk](
+        key_share,
+        query_share,
+        carried,
+        log_g,
+        dlog_g,
+        *log_g.stride(),
+        c.Hk,
+        c.T,
+        c.padded,
+        c.chunk,
+        GROUPS=c.groups,
+        CLOSED=CLOSED_LOG_GATE,
+        BLOCK=CHUNK_MULTIPLE,
+    )
+
+
+def unit_stride(x: Tensor) -> Tensor:
+    """Kernels read features as one run of memory, 16 bytes at a time."""
+    aligned = (
+        x.stride(-1) == 1 and x.data_ptr() % 16 == 0 and all(n * x.element_size() % 16 == 0 for n in x.stride()[:3])
+    )
+    return x if aligned else x.contiguous()
+
+
+def _strides(*tensors: Tensor) -> tuple[int, ...]:
+    return tuple(stride for x in tensors for stride in x.stride()[:3])
+
+
+@functools.cache
+def _hopper() -> Any:
+    """The module of Hopper's kernels, or None: Gluon is not in every Triton, and the interpreter has none."""
+    try:
+        from icl_eval.kernels.power import hopper
+    except ImportError:
+        return None
+    return hopper
