@@ -4,9 +4,10 @@ With un-normalised outputs o and row sums n, dO = dy / n and dn = -dO·y, so tha
 Weights are recomputed, and the share of earlier chunks comes from the states S, that of later chunks from their
 gradients dS. Both are symmetric in (i, j): dq_a = 2 Σ_i q_i S[i, a]·dO, a scaled operand in registers again.
 
-A gate's gradient is a sum of weights times their gradients over the pairs that it parts. It is taken as the queries'
-share after the gate, q·dq / p, less the keys' share, k·dk / p, each summed in float32 from weights that are the same
-float32 numbers on both sides: pairs that a gate does not part cancel, rather than leave the noise of rounding.
+A gate's gradient is a sum of weights times their gradients over the pairs that it parts. Inside a chunk it is the
+queries' share after the gate, q·dq / p, less the keys' share after it, k·dk / p, both summed in float32 from the same
+float32 weights: pairs that the gate does not part cancel exactly. What the chunk's keys before the gate give to later
+chunks is summed as such, since a difference of half-precision states would leave the noise of their rounding.
 """
 
 from __future__ import annotations
@@ -259,7 +260,8 @@ def key_value_gradient_kernel(
     dz_ptr,
     dk_ptr,
     dv_ptr,
-    dgate_ptr,
+    share_ptr,
+    later_share_ptr,
     stride_qb,
     stride_qt,
     stride_qh,
@@ -289,7 +291,8 @@ def key_value_gradient_kernel(
     STAGES: tl.constexpr,
 ):
     """dk [B, T, Hk, D] and dv [B, T, Hk, V] (contiguous) of BK tokens, and k·dk / degree, the keys' share of the
-    gates' gradient, [B·Hk, T_padded]. Queries of a group are summed. Grid (tiles of BK, B·Hk).
+    gates' gradient, [B·Hk, T_padded], of all queries and of those in later chunks. Queries of a group are summed. Grid
+    (tiles of BK, B·Hk).
     """
     start = tl.program_id(0) * BK
     head = tl.program_id(1).to(tl.int64)
@@ -309,6 +312,7 @@ def key_value_gradient_kernel(
     dk = tl.zeros((BK, D), tl.float32)
     dv = tl.zeros((BK, V), tl.float32)
     share = tl.zeros((BK,), tl.float32)
+    later_share = tl.zeros((BK,), tl.float32)
     if GATED:
         end_high = tl.load(high_base + end - 1)
         end_low = tl.load(low_base + end - 1)
@@ -342,7 +346,7 @@ def key_value_gradient_kernel(
             rest = gate_between(chunk_high, chunk_low, end_high, end_low)
             dk *= rest
             dv *= rest
-            share = tl.sum(dk * k, 1)
+            later_share = tl.sum(dk * k, 1)
 
     for g in range(GROUPS):
         query_head = head * GROUPS + g
@@ -363,6 +367,7 @@ def key_value_gradient_kernel(
         dk *= until_end[:, None]
         dv *= until_end[:, None]
         share *= until_end
+        later_share *= until_end / DEGREE
 
     for g in range(GROUPS):
         query_head = head * GROUPS + g
@@ -385,4 +390,5 @@ def key_value_gradient_kernel(
     tl.store(dk_ptr + out * D + j64 * (Hk * D) + d[None, :], dk.to(dk_ptr.dtype.element_ty), inside)
     tl.store(dv_ptr + out * V + j64 * (Hk * V) + v_index[None, :], dv.to(dv_ptr.dtype.element_ty), inside)
     if GATED:
-        tl.store(dgate_ptr + head * T_padded + j, share / DEGREE)
+        tl.store(share_ptr + head * T_padded + j, share / DEGREE + later_share)
+        tl.store(later_share_ptr + head * T_padded + j, later_share)

@@ -210,7 +210,7 @@ def power_attention_backward_op(
 
     qt = kt = q
     dstates = dnormalizers = states
-    carried = torch.zeros(c.B * c.Hk, c.n_chunks, device=q.device)  # ⟨S, dS⟩ after each chunk
+    across = torch.zeros(c.B * c.Hk, c.n_chunks, device=q.device)
     if states.numel():
         if degree > 1:
             qt = launch.transposed(q, c, c.dtype if c.on_hopper else torch.float32)
@@ -223,7 +223,10 @@ def power_attention_backward_op(
             last = to_kernel_order(zero if dfinal is None else dfinal, *c.canonical)
         first = launch.reverse_discumsum(dstates, gates.high, last, c, has_initial)
         if c.gated:
-            launch.inner_products(states, dstates, carried, c, c.V, c.split, has_final)
+            launch.inner_products(
+                states, dstates, gates.high, across, c, columns=c.V, split=c.split, has_initial=has_initial,
+                has_final=has_final,
+            )  # fmt: skip
         if has_initial:
             dinitial = to_canonical_order(first.view(c.B, c.Hk, c.rows, c.V), *c.canonical)
     if normalizers.numel():
@@ -236,19 +239,22 @@ def power_attention_backward_op(
             last = to_kernel_order(given[..., None], c.head_dim, c.D, c.D, degree)
         first = launch.reverse_discumsum(dnormalizers, gates.high, last, c, has_initial)
         if c.gated:
-            launch.inner_products(normalizers, dnormalizers, carried, c, 1, c.D, has_final)
+            launch.inner_products(
+                normalizers, dnormalizers, gates.high, across, c, columns=1, split=c.D, has_initial=has_initial,
+                has_final=has_final,
+            )  # fmt: skip
         if has_initial:
             whole = first.view(c.B, c.Hk, c.D**2, 1)
             dinitial_normalizer = to_canonical_order(whole, c.head_dim, c.D, c.D, degree)[..., 0]
 
     query_share = c.empty(c.B * c.H if c.gated else 0, c.padded)
-    key_share = c.empty(c.B * c.Hk if c.gated else 0, c.padded)
+    key_share, later_share = c.empty(2, c.B * c.Hk if c.gated else 0, c.padded).unbind()
     launch.query_gradient(q, k, v, qt, do, dn, gates, states, normalizers, dq, query_share, c, has_initial=has_initial)
     launch.key_value_gradient(
-        q, k, v, kt, do, dn, gates, dstates, dnormalizers, dk, dv, key_share, c, has_final=has_final
+        q, k, v, kt, do, dn, gates, dstates, dnormalizers, dk, dv, key_share, later_share, c, has_final=has_final
     )
     if log_g is not None:
-        launch.gate_gradient(key_share, query_share, carried, log_g, dlog_g, c)
+        launch.gate_gradient(key_share, later_share, query_share, across, log_g, dlog_g, c)
     return dq, dk, dv, dlog_g, dinitial, dinitial_normalizer
 
 

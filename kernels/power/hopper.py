@@ -276,18 +276,18 @@ def forward_kernel(
         row_low = gl.load(low_base + t)
 
     if n > 0 or HAS_INITIAL:
-        slot = kv_head * (n_chunks + 1) + n
+        place = kv_head * (n_chunks + 1) + n
         transposed = gl.allocate_shared_memory(gl.bfloat16, [D, BM], gl.SwizzledSharedLayout(1, 1, 1, [1, 0]))
         transposed.permute((1, 0)).store(q)
         columns = transposed._reinterpret(gl.bfloat16, [D, BM], gl.SwizzledSharedLayout(1, 1, 1, [0]))
         acc = _query_state(
-            acc, q_base, stride_qt, t, T, ring, columns, state_ptr + slot * ROWS * V, D, V, SPLIT, STAGES
+            acc, q_base, stride_qt, t, T, ring, columns, state_ptr + place * ROWS * V, D, V, SPLIT, STAGES
         )
         if NORMALIZED:
             blocked: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [4, 1], [1, 0])
             i = gl.arange(0, D, layout=gl.SliceLayout(1, blocked))
             j = gl.arange(0, D, layout=gl.SliceLayout(0, blocked))
-            z = gl.load(z_ptr + slot * D * D + i[:, None] * D + j[None, :]).to(gl.bfloat16)
+            z = gl.load(z_ptr + place * D * D + i[:, None] * D + j[None, :]).to(gl.bfloat16)
             ring.index(0).store(z)
             fence_async_shared()
             qz = warpgroup_mma(q_smem, ring.index(0), gl.zeros([BM, D], gl.float32, result), use_acc=False)
@@ -435,8 +435,8 @@ def query_gradient_kernel(
         row_low = gl.load(low_base + t)
 
     if n > 0 or HAS_INITIAL:
-        slot = kv_head * (n_chunks + 1) + n
-        state_base = state_ptr + slot * ROWS * V
+        place = kv_head * (n_chunks + 1) + n
+        state_base = state_ptr + place * ROWS * V
         transposed = gl.allocate_shared_memory(gl.bfloat16, [D, BM], gl.SwizzledSharedLayout(1, 1, 1, [1, 0]))
         transposed.permute((1, 0)).store(q)
         columns = transposed._reinterpret(gl.bfloat16, [D, BM], gl.SwizzledSharedLayout(1, 1, 1, [0]))
@@ -445,17 +445,15 @@ def query_gradient_kernel(
         async_copy.wait_group(STAGES - 1)
         do = do_smem.load(left)
         for step in range(D // 2):
-            slot_in_ring = step % STAGES
+            slot = step % STAGES
             async_copy.wait_group(STAGES - 2)
             fence_async_shared()
             scale = columns.index(2 * step).load(gl.SliceLayout(1, left))
-            acc = warpgroup_mma(
-                _multiply(do, scale[:, None]), ring.index(2 * slot_in_ring).permute((1, 0)), acc, is_async=True
-            )
+            acc = warpgroup_mma(_multiply(do, scale[:, None]), ring.index(2 * slot).permute((1, 0)), acc, is_async=True)
             _copy_mirrored_rows(step + STAGES - 1, ring, state_base, D, V, SPLIT, STAGES)
             scale = columns.index(2 * step + 1).load(gl.SliceLayout(1, left))
             acc = warpgroup_mma(
-                _multiply(do, scale[:, None]), ring.index(2 * slot_in_ring + 1).permute((1, 0)), acc, is_async=True
+                _multiply(do, scale[:, None]), ring.index(2 * slot + 1).permute((1, 0)), acc, is_async=True
             )
             acc = warpgroup_mma_wait(0, deps=(acc,))
         async_copy.wait_group(0)
@@ -463,7 +461,7 @@ def query_gradient_kernel(
             blocked: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [4, 1], [1, 0])
             i = gl.arange(0, D, layout=gl.SliceLayout(1, blocked))
             j = gl.arange(0, D, layout=gl.SliceLayout(0, blocked))
-            z = gl.load(z_ptr + slot * D * D + i[:, None] * D + j[None, :]).to(gl.bfloat16)
+            z = gl.load(z_ptr + place * D * D + i[:, None] * D + j[None, :]).to(gl.bfloat16)
             ring.index(0).store(z)
             fence_async_shared()
             qz = warpgroup_mma(q_smem, ring.index(0), gl.zeros([BM, D], gl.float32, result), use_acc=False)
@@ -481,11 +479,11 @@ def query_gradient_kernel(
         j = chunk_start + step * BN + gl.arange(0, BN, layout=gl.SliceLayout(0, scored))
         if GATED:
             since = (first_high - gl.load(high_base + j)) + (first_low - gl.load(low_base + j))
-        slot_in_ring = step % STAGES
+        slot = step % STAGES
         async_copy.wait_group(STAGES - 2)
         fence_async_shared()
-        k = ring.index(2 * slot_in_ring).slice(0, BN, 0)
-        v = ring.index(2 * slot_in_ring + 1).slice(0, BN, 0)
+        k = ring.index(2 * slot).slice(0, BN, 0)
+        v = ring.index(2 * slot + 1).slice(0, BN, 0)
         zero = gl.zeros([BM, BN], gl.float32, scored)
         scores = warpgroup_mma(q_smem, k.permute((1, 0)), zero, use_acc=False, is_async=True)
         dscores = warpgroup_mma(do_smem, v.permute((1, 0)), zero, use_acc=False, is_async=True)
@@ -507,11 +505,11 @@ def query_gradient_kernel(
     scored_t = gl.convert_layout(t, by_score)
     for step in range(before, before + BM // BN):
         j = chunk_start + step * BN + gl.arange(0, BN, layout=gl.SliceLayout(0, scored))
-        slot_in_ring = step % STAGES
+        slot = step % STAGES
         async_copy.wait_group(STAGES - 2)
         fence_async_shared()
-        k = ring.index(2 * slot_in_ring).slice(0, BN, 0)
-        v = ring.index(2 * slot_in_ring + 1).slice(0, BN, 0)
+        k = ring.index(2 * slot).slice(0, BN, 0)
+        v = ring.index(2 * slot + 1).slice(0, BN, 0)
         zero = gl.zeros([BM, BN], gl.float32, scored)
         scores = warpgroup_mma(q_smem, k.permute((1, 0)), zero, use_acc=False)
         dscores = warpgroup_mma(do_smem, v.permute((1, 0)), zero, use_acc=False)

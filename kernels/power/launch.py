@@ -26,6 +26,9 @@ from icl_eval.kernels.power.update_state import (
 CHUNK_MULTIPLE = 128
 """Chunks are whole tiles: a chunk size is rounded up to this, which changes no result."""
 
+SCAN_PROGRAMS = 1024
+"""Programs wanted of a scan over chunks."""
+
 
 class Call(NamedTuple):
     """Sizes and options of one call of the operator, and what derives from them.
@@ -213,7 +216,7 @@ def discumsum(states: Tensor, high: Tensor, start: Tensor | None, c: Call, n_upd
     """In place, over ``states`` [B·Hk, chunks + 1, ...]; returns the state after the last chunk, if asked for."""
     size = states[0, 0].numel()
     last = c.empty(c.B * c.Hk, size) if final else high
-    block = min(1024, size)
+    block = _scan_block(size, c)
     discumsum_kernel[size // block, c.B * c.Hk](
         states,
         high,
@@ -235,7 +238,7 @@ def discumsum(states: Tensor, high: Tensor, start: Tensor | None, c: Call, n_upd
 def reverse_discumsum(dstates: Tensor, high: Tensor, last: Tensor | None, c: Call, has_initial: bool) -> Tensor:
     """In place; returns the gradient of the state before the first chunk, if there is one."""
     size = dstates[0, 0].numel()
-    block = min(1024, size)
+    block = _scan_block(size, c)
     first = c.empty(c.B * c.Hk, size) if has_initial else high
     reverse_discumsum_kernel[size // block, c.B * c.Hk](
         dstates,
@@ -255,20 +258,33 @@ def reverse_discumsum(dstates: Tensor, high: Tensor, last: Tensor | None, c: Cal
 
 
 def inner_products(
-    states: Tensor, dstates: Tensor, out: Tensor, c: Call, columns: int, split: int, has_final: bool
+    states: Tensor,
+    dstates: Tensor,
+    high: Tensor,
+    out: Tensor,
+    c: Call,
+    *,
+    columns: int,
+    split: int,
+    has_initial: bool,
+    has_final: bool,
 ) -> None:
-    """⟨S, dS⟩ after each chunk, added to ``out`` [B·Hk, chunks], of states whose rows have ``columns`` elements."""
+    """⟨γ S, dS⟩ across each chunk, added to ``out`` [B·Hk, chunks], of states whose rows have ``columns`` elements."""
     size = states[0, 0].numel()
     inner_product_kernel[c.n_chunks, c.B * c.Hk](
         states,
         dstates,
+        high,
         out,
+        c.padded,
+        c.chunk,
         c.n_chunks,
         SIZE=size,
         V=columns,
         D=c.D,
         SPLIT=c.D if c.degree == 1 else split,
-        SKIP_LAST=not has_final,
+        HAS_INITIAL=has_initial,
+        HAS_FINAL=has_final,
         BLOCK=min(2048, size & -size),
         num_warps=8,
     )
@@ -419,11 +435,12 @@ def key_value_gradient(
     dk: Tensor,
     dv: Tensor,
     share: Tensor,
+    later_share: Tensor,
     c: Call,
     *,
     has_final: bool,
 ) -> None:
-    """Writes ``dk``, ``dv`` and the keys' share of the gates' gradient."""
+    """Writes ``dk``, ``dv`` and the keys' share of the gates' gradient: of all queries, and of later chunks' alone."""
     chosen = settings("key_value_gradient", c.D, c.V, c.dtype, c.device)
     key_value_gradient_kernel[triton.cdiv(c.T, chosen.options["BK"]), c.B * c.Hk](
         q,
@@ -439,6 +456,7 @@ def key_value_gradient(
         dk,
         dv,
         share,
+        later_share,
         *_strides(q, k, v),
         c.Hk,
         c.T,
@@ -460,13 +478,20 @@ def key_value_gradient(
 
 
 def gate_gradient(
-    key_share: Tensor, query_share: Tensor, carried: Tensor, log_g: Tensor, dlog_g: Tensor, c: Call
+    key_share: Tensor,
+    later_share: Tensor,
+    query_share: Tensor,
+    across: Tensor,
+    log_g: Tensor,
+    dlog_g: Tensor,
+    c: Call,
 ) -> None:
     """Writes ``dlog_g``."""
     gate_gradient_kernel[c.n_chunks, c.B * c.Hk](
         key_share,
+        later_share,
         query_share,
-        carried,
+        across,
         log_g,
         dlog_g,
         *log_g.stride(),
@@ -486,6 +511,11 @@ def unit_stride(x: Tensor) -> Tensor:
         x.stride(-1) == 1 and x.data_ptr() % 16 == 0 and all(n * x.element_size() % 16 == 0 for n in x.stride()[:3])
     )
     return x if aligned else x.contiguous()
+
+
+def _scan_block(size: int, c: Call) -> int:
+    """Elements a program of a scan over chunks carries: fewer where that fills the GPU."""
+    return max(256, min(1024, triton.next_power_of_2(size * c.B * c.Hk // SCAN_PROGRAMS)))
 
 
 def _strides(*tensors: Tensor) -> tuple[int, ...]:

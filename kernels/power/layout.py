@@ -74,8 +74,9 @@ def running_gates_kernel(
 @triton.jit
 def gate_gradient_kernel(
     key_ptr,
+    later_ptr,
     query_ptr,
-    carried_ptr,
+    across_ptr,
     log_g_ptr,
     dlog_g_ptr,
     stride_b,
@@ -92,16 +93,21 @@ def gate_gradient_kernel(
     """Gradient of the log gates, [B, T, Hk] contiguous in float32.
 
     A gate of a chunk acts on what later tokens of the chunk read (their queries' share, ``query`` [B·H, T_padded]), is
-    spared by what is written after it (the keys' share, ``key`` [B·Hk, T_padded]), and acts on the state
-    at the chunk's end (``carried`` [B·Hk, chunks] = ⟨S, dS⟩ there). Restarting at each chunk keeps rounding errors from
-    adding up over the sequence. Grid (chunks, B·Hk).
+    spared by what is written after it (the keys' share, ``key`` [B·Hk, T_padded]), and acts on what later chunks read:
+    of the chunk's own keys (``later`` [B·Hk, T_padded]) and, across the chunk, of earlier ones (``across``
+    [B·Hk, chunks]). Restarting at each chunk keeps rounding errors from adding up over the sequence. Grid
+    (chunks, B·Hk).
     """
     head = tl.program_id(1).to(tl.int64)
     n = tl.program_id(0)
-    after = tl.load(carried_ptr + head * tl.num_programs(0) + n)
+    after = tl.load(across_ptr + head * tl.num_programs(0) + n)
     start = n * chunk
     offset = head // H * stride_b + head % H * stride_h
     blocks = tl.cdiv(chunk, BLOCK)
+    for block in range(blocks):
+        t = start + block * BLOCK + tl.arange(0, BLOCK)
+        inside = (t < start + chunk) & (t < T)
+        after += tl.sum(tl.load(later_ptr + head * T_padded + t, mask=inside, other=0.0), 0)
     for back in range(blocks):
         t = start + (blocks - 1 - back) * BLOCK + tl.arange(0, BLOCK)
         inside = (t < start + chunk) & (t < T)

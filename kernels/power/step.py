@@ -11,9 +11,11 @@ from icl_eval.kernels.power.embedding import expanded_dim, multi_indices
 from icl_eval.kernels.power.gates import CLOSED_LOG_GATE
 from icl_eval.kernels.power.reference import State
 
-PROGRAMS = 1024
-"""Programs wanted at least, to fill a large GPU: small batches split the state's rows among several."""
+PROGRAMS = 512
+"""Programs wanted at least, to fill a large GPU: small batches split the rows of a head's state among several."""
 ROWS = 32
+STAGES = tl.constexpr(4)
+"""Tiles of ROWS rows of the state on their way from memory at a time."""
 
 
 @triton.jit
@@ -23,6 +25,15 @@ def _features(x_ptr, index_ptr, weight_ptr, rows, inside, FEATURES: tl.constexpr
     for factor in tl.static_range(DEGREE):
         phi *= tl.load(x_ptr + tl.load(index_ptr + factor * FEATURES + rows, inside, 0)).to(tl.float32)
     return phi
+
+
+@triton.jit
+def _store_output(address, y, row_sum, scale, mask, NORMALIZED: tl.constexpr):
+    if NORMALIZED:
+        y = tl.where(row_sum == 0.0, 0.0, y / tl.where(row_sum == 0.0, 1.0, row_sum))
+    else:
+        y *= scale
+    tl.store(address, y.to(address.dtype.element_ty), mask)
 
 
 @triton.jit
@@ -39,8 +50,10 @@ def step_kernel(
     new_z_ptr,
     part_ptr,
     part_sum_ptr,
+    y_ptr,
     heads,
     rows_per_program,
+    scale,
     D: tl.constexpr,
     V: tl.constexpr,
     FEATURES: tl.constexpr,
@@ -49,11 +62,13 @@ def step_kernel(
     GATED: tl.constexpr,
     NORMALIZED: tl.constexpr,
     HAS_STATE: tl.constexpr,
+    WHOLE: tl.constexpr,
     CLOSED: tl.constexpr,
     BV: tl.constexpr,
     ROWS: tl.constexpr,
 ):
-    """S' = γ S + φ(k) vᵀ for some rows of one key-value head, and their part of φ(q)·S' for its query heads.
+    """S' = γ S + φ(k) vᵀ for some rows of one key-value head, and their part of φ(q)·S' for its query heads, or, where
+    a program has the WHOLE head, the output y [B·H, V] itself.
 
     All contiguous: q [B·H, D], k [B·Hk, D], v [B·Hk, V], S [B·Hk, FEATURES, V], z [B·Hk, FEATURES]; parts
     [programs, B·H, V] and [programs, B·H]. Grid (programs per head, B·Hk).
@@ -69,7 +84,7 @@ def step_kernel(
         query_head = head * GROUPS + g
         y = tl.zeros((ROWS, BV), tl.float32)
         row_sum = tl.zeros((ROWS,), tl.float32)
-        for start in range(first, tl.minimum(first + rows_per_program, FEATURES), ROWS):
+        for start in tl.range(first, tl.minimum(first + rows_per_program, FEATURES), ROWS, num_stages=STAGES):
             rows = start + tl.arange(0, ROWS)
             inside = rows < FEATURES
             cell = (head * FEATURES + rows)[:, None] * V + column[None, :]
@@ -89,10 +104,15 @@ def step_kernel(
                 tl.store(new_state_ptr + cell, state, mask)
                 if NORMALIZED:
                     tl.store(new_z_ptr + head * FEATURES + rows, z, inside)
-        part = tl.program_id(0) * heads + query_head
-        tl.store(part_ptr + part * V + column, tl.sum(y, 0), column < V)
-        if NORMALIZED:
-            tl.store(part_sum_ptr + part, tl.sum(row_sum, 0))
+        if WHOLE:
+            _store_output(
+                y_ptr + query_head * V + column, tl.sum(y, 0), tl.sum(row_sum, 0), scale, column < V, NORMALIZED
+            )
+        else:
+            part = tl.program_id(0) * heads + query_head
+            tl.store(part_ptr + part * V + column, tl.sum(y, 0), column < V)
+            if NORMALIZED:
+                tl.store(part_sum_ptr + part, tl.sum(row_sum, 0))
 
 
 @triton.jit
@@ -109,11 +129,7 @@ def combine_kernel(
         y += tl.load(part_ptr + part * V + column, column < V, 0.0)
         if NORMALIZED:
             row_sum += tl.load(part_sum_ptr + part)
-    if NORMALIZED:
-        y = tl.where(row_sum == 0.0, 0.0, y / tl.where(row_sum == 0.0, 1.0, row_sum))
-    else:
-        y *= scale
-    tl.store(y_ptr + head * V + column, y.to(y_ptr.dtype.element_ty), column < V)
+    _store_output(y_ptr + head * V + column, y, row_sum, scale, column < V, NORMALIZED)
 
 
 @torch.library.custom_op("icl_eval::power_attention_step", mutates_args=())
@@ -136,8 +152,9 @@ def power_attention_step_op(
     programs = min(triton.cdiv(features, ROWS), triton.cdiv(PROGRAMS, B * Hk))
     rows_per_program = triton.cdiv(triton.cdiv(features, programs), ROWS) * ROWS
     programs = triton.cdiv(features, rows_per_program)
-    part = torch.empty(programs, B * H, V, device=q.device)
-    part_sum = torch.empty(programs, B * H, device=q.device)
+    whole = programs == 1
+    part = y if whole else torch.empty(programs, B * H, V, device=q.device)
+    part_sum = y if whole else torch.empty(programs, B * H, device=q.device)
     step_kernel[programs, B * Hk](
         q.contiguous(),
         k.contiguous(),
@@ -151,8 +168,10 @@ def power_attention_step_op(
         new_normalizer,
         part,
         part_sum,
+        y,
         B * H,
         rows_per_program,
+        scale**degree,
         D=D,
         V=V,
         FEATURES=features,
@@ -161,22 +180,24 @@ def power_attention_step_op(
         GATED=log_g is not None,
         NORMALIZED=normalized,
         HAS_STATE=state is not None,
+        WHOLE=whole,
         CLOSED=CLOSED_LOG_GATE,
         BV=triton.next_power_of_2(V),
         ROWS=ROWS,
     )
-    combine_kernel[(B * H,)](
-        part,
-        part_sum,
-        y,
-        B * H,
-        programs,
-        scale**degree,
-        V=V,
-        NORMALIZED=normalized,
-        BV=triton.next_power_of_2(V),
-        num_warps=1,
-    )
+    if not whole:
+        combine_kernel[(B * H,)](
+            part,
+            part_sum,
+            y,
+            B * H,
+            programs,
+            scale**degree,
+            V=V,
+            NORMALIZED=normalized,
+            BV=triton.next_power_of_2(V),
+            num_warps=1,
+        )
     return y, new_state, new_normalizer
 
 

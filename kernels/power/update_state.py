@@ -9,6 +9,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+SCAN_STAGES = tl.constexpr(6)
+"""Chunks whose states are on their way from memory at a time, while a scan adds one up."""
+
 
 @triton.jit
 def _accumulate(
@@ -257,14 +260,13 @@ def discumsum_kernel(
     """
     head = tl.program_id(1).to(tl.int64)
     e = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    slot = state_ptr + head * (n_chunks + 1) * SIZE + e
     if HAS_INITIAL:
         carry = tl.load(initial_ptr + head * SIZE + e)
-        tl.store(slot, carry.to(state_ptr.dtype.element_ty))
+        tl.store(state_ptr + head * (n_chunks + 1) * SIZE + e, carry.to(state_ptr.dtype.element_ty))
     else:
         carry = tl.zeros((BLOCK,), tl.float32)
-    for n in range(n_updates):
-        slot += SIZE
+    for n in tl.range(n_updates, num_stages=SCAN_STAGES):
+        slot = state_ptr + (head * (n_chunks + 1) + n + 1) * SIZE + e
         added = tl.load(slot).to(tl.float32)
         if GATED:
             carry *= tl.exp2(tl.load(high_ptr + head * T_padded + (n + 1) * chunk - 1))
@@ -298,8 +300,7 @@ def reverse_discumsum_kernel(
         carry = tl.load(dfinal_ptr + head * SIZE + e)
     else:
         carry = tl.zeros((BLOCK,), tl.float32)
-    for back in range(n_chunks):
-        # Not a pointer stepped backwards: its alignment would be lost on the compiler, and loads be 2 bytes wide.
+    for back in tl.range(n_chunks, num_stages=SCAN_STAGES):
         slot = dstate_ptr + (head * n_chunks + (n_chunks - 1 - back)) * SIZE + e
         own = tl.load(slot).to(tl.float32)
         tl.store(slot, carry.to(dstate_ptr.dtype.element_ty))
@@ -314,23 +315,29 @@ def reverse_discumsum_kernel(
 def inner_product_kernel(
     state_ptr,
     dstate_ptr,
+    high_ptr,
     out_ptr,
+    T_padded,
+    chunk,
     n_chunks,
     SIZE: tl.constexpr,
     V: tl.constexpr,
     D: tl.constexpr,
     SPLIT: tl.constexpr,
-    SKIP_LAST: tl.constexpr,
+    HAS_INITIAL: tl.constexpr,
+    HAS_FINAL: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """⟨S, dS⟩ after each chunk, added to ``out`` [B·Hk, n_chunks]: rows that stand for their mirrors too count twice.
+    """⟨γ S, dS⟩ across each chunk, added to ``out`` [B·Hk, n_chunks]: S the state before it, γ its gates, dS the
+    gradient of the state after it. Rows that stand for their mirrors too count twice.
 
-    ``SKIP_LAST`` leaves out the last chunk, whose final state has no gradient. Grid (n_chunks, B·Hk).
+    The first chunk has no state before it and the last no gradient after it unless they are given. Grid
+    (n_chunks, B·Hk).
     """
     n = tl.program_id(0)
     head = tl.program_id(1).to(tl.int64)
-    if (n < n_chunks - 1) or (not SKIP_LAST):
-        state = state_ptr + (head * (n_chunks + 1) + n + 1) * SIZE
+    if (n > 0 or HAS_INITIAL) and (n < n_chunks - 1 or HAS_FINAL):
+        state = state_ptr + (head * (n_chunks + 1) + n) * SIZE
         dstate = dstate_ptr + (head * n_chunks + n) * SIZE
         total = tl.zeros((BLOCK,), tl.float32)
         for first in range(0, SIZE, BLOCK):
@@ -338,5 +345,6 @@ def inner_product_kernel(
             row = e // V
             weight = tl.where((row < SPLIT * D) & (row % D >= SPLIT), 2.0, 1.0)
             total += weight * tl.load(state + e).to(tl.float32) * tl.load(dstate + e).to(tl.float32)
+        gate = tl.exp2(tl.load(high_ptr + head * T_padded + (n + 1) * chunk - 1))
         out = out_ptr + head * n_chunks + n
-        tl.store(out, tl.load(out) + tl.sum(total, 0))
+        tl.store(out, tl.load(out) + gate * tl.sum(total, 0))
