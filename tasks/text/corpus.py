@@ -102,6 +102,12 @@ class WindowSource:
     def num_sequences(self, split: Split) -> int | None:
         return len(self._heldout) if split == "heldout" else None
 
+    def token_bytes(self) -> np.ndarray:
+        return np.ones(256, np.int64)
+
+    def vocabulary(self) -> None:
+        return None
+
     def manifest(self) -> dict[str, Any]:
         """Origin and hash of the corpus, and per split the documents and tokens used and left out at this length."""
         splits = {}
