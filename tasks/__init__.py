@@ -3,8 +3,20 @@
 from icl_eval.tasks.base import Batch, Source, Split, Task, TextSource
 from icl_eval.tasks.markov import Markov
 from icl_eval.tasks.mqar import MQAR
-from icl_eval.tasks.text.source_code import SourceCode
+from icl_eval.tasks.text.tasks import Files, SourceCode, TextTask
 
-TASKS: dict[str, type[Task]] = {task.name: task for task in (MQAR, Markov, SourceCode)}
+TASKS: dict[str, type[Task]] = {task.name: task for task in (MQAR, Markov, SourceCode, Files)}
 
-__all__ = ["MQAR", "TASKS", "Batch", "Markov", "Source", "SourceCode", "Split", "Task", "TextSource"]
+__all__ = [
+    "MQAR",
+    "TASKS",
+    "Batch",
+    "Files",
+    "Markov",
+    "Source",
+    "SourceCode",
+    "Split",
+    "Task",
+    "TextSource",
+    "TextTask",
+]
