@@ -1,6 +1,7 @@
 """Language modelling on long documents as tasks: one class a source of documents."""
 
 import functools
+import json
 from abc import abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,10 @@ from icl_eval.tasks.base import Task
 from icl_eval.tasks.text.corpus import Corpus, WindowSource, bpe_corpus, gpt2_corpus, text_corpus
 from icl_eval.tasks.text.sources import FileReader, Reader, SourceCodeReader
 from icl_eval.tasks.text.tokenizers import GPT2_TOKENS
+
+FROZEN = "corpus.json"
+"""What ``icl-eval data export`` writes beside the documents: what they are, and their hash."""
+TokenizerName = Literal["bytes", "bpe", "gpt2"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +36,7 @@ class TextTask(Task):
         tokenizer_path: of ``"gpt2"``: a folder with ``encoder.json`` and ``vocab.bpe``.
     """
 
-    tokenizer: Literal["bytes", "bpe", "gpt2"] = "bytes"
+    tokenizer: TokenizerName = "bytes"
     vocab_size: int | None = None
     tokenizer_path: str | None = location(default=None)
 
@@ -60,9 +65,13 @@ class TextTask(Task):
     def reader(self) -> Reader:
         """The documents."""
 
+    def text(self) -> Corpus:
+        """The documents as bytes, prepared if the cache lacks them."""
+        return text_corpus(self.reader())
+
     def corpus(self) -> Corpus:
         """The documents in this task's tokens, prepared if the cache lacks them."""
-        text = text_corpus(self.reader())
+        text = self.text()
         if self.tokenizer == "bpe":
             return bpe_corpus(text, self.num_tokens)
         return text if self.tokenizer_path is None else gpt2_corpus(text, self.tokenizer_path)
@@ -75,7 +84,7 @@ class TextTask(Task):
 class Files(TextTask):
     """Next-token prediction on documents of one's own: text files, JSON lines or Parquet, ``.gz``, ``.xz`` or ``.zst``.
 
-    A text file is a document; so is a row of the others. What decides about the numbers is what the documents say, not
+    A text file is a document, and so is a row of the others. What the documents say decides about the numbers, not
     where they lie: the same files elsewhere give runs of the same name.
 
     Attributes:
@@ -108,6 +117,12 @@ class Files(TextTask):
             self.text_field,
             self.group_field,
         )
+
+    def text(self) -> Corpus:
+        corpus, frozen = super().text(), Path(self.path).expanduser() / FROZEN
+        if frozen.is_file() and json.loads(frozen.read_text())["sha256"] != corpus.about["sha256"]:
+            raise ValueError(f"path = {self.path!r}: the documents are not those whose hash stands in {FROZEN}")
+        return corpus
 
 
 @dataclass(frozen=True, kw_only=True)
