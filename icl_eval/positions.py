@@ -83,11 +83,14 @@ class Positions:
     def of(self, documents: np.ndarray) -> Self:
         """Those of the given documents that were measured, such as one source's; sums by position are left whole."""
         keep = np.isin(self.documents, documents)
-        by_document = {"documents": self.documents[keep]}
-        for name in (f.name for f in fields(self) if f.name.startswith("document_")):
-            values = getattr(self, name)
-            by_document[name] = values if values is None else values[..., keep, :]
-        return replace(self, **by_document)
+        return replace(
+            self,
+            documents=self.documents[keep],
+            document_nll_sum=self.document_nll_sum[:, keep],
+            document_correct=self.document_correct[:, keep],
+            document_count=self.document_count[keep],
+            document_bytes=None if self.document_bytes is None else self.document_bytes[keep],
+        )
 
     def to_bytes(self) -> bytes:
         """All arrays as the contents of a compressed NPZ file."""

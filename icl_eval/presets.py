@@ -8,7 +8,7 @@ from pathlib import Path
 
 from icl_eval.config import did_you_mean
 from icl_eval.experiment import Experiment
-from icl_eval.tasks import Files, TextTask
+from icl_eval.tasks import Files, LongCrawl64, TextTask
 
 
 def preset_files() -> dict[str, Path]:
@@ -69,7 +69,7 @@ def on_text(experiment: Experiment, path: str | Path) -> Experiment:
                 tokenizer_path=arm.task.tokenizer_path,
             ),
         )
-        if isinstance(arm.task, TextTask)
+        if isinstance(arm.task, TextTask | LongCrawl64)
         else arm
         for arm in experiment.arms
     )

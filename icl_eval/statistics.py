@@ -115,7 +115,7 @@ def _by_document(runs: Sequence[Positions], metric: Metric, snapshot: int) -> tu
         ):
             raise ValueError("the runs were not measured on the same held-out documents, so they cannot be paired")
     if metric == "bits_per_byte":
-        if any(run.document_bytes is None for run in runs):
+        if first.document_bytes is None or any(run.document_bytes is None for run in runs):
             raise ValueError("bits per byte: the tokens are not text, or were measured before their bytes were kept")
         return np.stack([run.document_nll_sum[snapshot] / np.log(2) for run in runs]), first.document_bytes
     sums = [run.document_nll_sum if metric == "nll" else run.document_correct for run in runs]

@@ -3,7 +3,7 @@
 import json
 import lzma
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import Annotated, Any, get_args
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
@@ -21,7 +21,8 @@ from icl_eval.run_folder import to_json, write_atomically
 from icl_eval.tasks import TASKS, Files, TextTask
 from icl_eval.tasks.base import SPLITS
 from icl_eval.tasks.text.corpus import Corpus
-from icl_eval.tasks.text.tasks import FROZEN, TokenizerName
+from icl_eval.tasks.text.tasks import FROZEN
+from icl_eval.tasks.text.tokenizers import TokenizerName
 
 app = typer.Typer(help="Look at a corpus, and freeze one as files.", no_args_is_help=True)
 EXAMPLE_CHARACTERS = 320
@@ -82,7 +83,7 @@ def export(
     )
 
 
-def text_tasks(source: str, fields: dict[str, str | int | None]) -> list[TextTask]:
+def text_tasks(source: str, fields: dict[str, Any]) -> list[TextTask]:
     """The text tasks that a path, a task's name or a preset stands for.
 
     Raises:

@@ -1,12 +1,13 @@
 """Where documents come from: files, a data set of the hub, and the Python source of the running interpreter."""
 
 import codecs
+import dataclasses
 import functools
 import glob
 import hashlib
 import json
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -108,24 +109,15 @@ class FileReader:
     def documents(self) -> Iterator[Document]:
         for file in self.files:
             suffix, compression = _suffixes(file.path)
+            texts: Iterable[tuple[str, str, bytes]]
             if suffix in FORMATS:
-                texts = self._rows(file, FORMATS[suffix])
+                rows = enumerate(_stream(file.path, FORMATS[suffix]))
+                texts = (_document(row, file.name, number, self.text_field, self.group_field) for number, row in rows)
             else:
-                texts = iter([(file.name, "", _read_text(file.path, compression))])
+                texts = [(file.name, "", _read_text(file.path, compression))]
             for name, group, text in texts:
                 if text:
                     yield Document(name, file.split or split_by_hash(text, self.heldout_fraction), group, text)
-
-    def _rows(self, file: _File, file_format: str) -> Iterator[tuple[str, str, bytes]]:
-        """Name, group and text of each row."""
-        for number, row in enumerate(_stream(file.path, file_format)):
-            if not isinstance(row.get(self.text_field), str):
-                raise ValueError(
-                    f"{file.path}, row {number}: its field {self.text_field!r} holds no text (text_field names the "
-                    f"field; the row has {', '.join(row)})"
-                )
-            group = row.get(self.group_field)
-            yield f"{file.name}:{number}", "" if group is None else str(group), row[self.text_field].encode()
 
     def about(self) -> dict[str, Any]:
         return {"corpus": "files", "files": len(self.files)}
@@ -153,6 +145,23 @@ def _readable(path: Path, split: Split | None) -> list[_File]:
             f"path = {str(path)!r}: holds no file ending in {kinds} (or these and {', '.join(COMPRESSIONS)})"
         )
     return files
+
+
+def _document(
+    row: dict[str, Any], where: str, number: int, text_field: str, group_field: str
+) -> tuple[str, str, bytes]:
+    """Name, group and text of a row.
+
+    Raises:
+        ValueError: it holds no text.
+    """
+    if not isinstance(row.get(text_field), str):
+        raise ValueError(
+            f"{where}, row {number}: its field {text_field!r} holds no text (text_field names the field; the row has "
+            f"{', '.join(row)})"
+        )
+    group = row.get(group_field)
+    return f"{where}:{number}", "" if group is None else str(group), row[text_field].encode()
 
 
 def _suffixes(file: Path) -> tuple[str, str | None]:
@@ -205,6 +214,59 @@ def _stream(file: Path, file_format: str) -> Iterator[dict[str, Any]]:
         )
     except Exception as error:  # nor here
         raise ValueError(f"cannot read {file}: {' '.join(str(error).split()) or 'it is empty'}") from error
+
+
+@dataclass(frozen=True)
+class HubReader:
+    """A data set of the hub, streamed: a row is a document.
+
+    Attributes:
+        dataset, config, revision: as ``datasets.load_dataset`` takes them.
+        splits: the data set's split to train on, and that to hold out; without the second, a hash of the text splits.
+        heldout_fraction, text_field, group_field: as in :class:`FileReader`.
+        max_bytes: where to stop reading each split.
+    """
+
+    dataset: str
+    config: str | None
+    revision: str | None
+    splits: tuple[str, str | None]
+    heldout_fraction: float
+    text_field: str
+    group_field: str
+    max_bytes: int | None
+    total_bytes: None = None
+
+    def key(self) -> str:
+        return hashlib.sha256(json.dumps(dataclasses.astuple(self)).encode()).hexdigest()
+
+    def documents(self) -> Iterator[Document]:
+        for name, split in zip(self.splits, SPLITS, strict=True):
+            size = 0
+            for number, row in enumerate(self._rows(name) if name else ()):
+                _, group, text = _document(row, f"{self.dataset}:{name}", number, self.text_field, self.group_field)
+                size += len(text)
+                if self.max_bytes is not None and size > self.max_bytes:
+                    break
+                if text:
+                    given = split if self.splits[1] else split_by_hash(text, self.heldout_fraction)
+                    yield Document(f"{name}:{number}", given, group, text)
+
+    def _rows(self, split: str) -> Iterator[dict[str, Any]]:
+        import datasets  # takes a second
+
+        try:
+            yield from datasets.load_dataset(
+                self.dataset, self.config, split=split, revision=self.revision, streaming=True
+            )
+        except (OSError, ValueError, datasets.exceptions.DatasetNotFoundError) as error:
+            raise ValueError(
+                f"cannot read split {split!r} of the data set {self.dataset!r}, which needs a network, and the name "
+                f"and split to be right: {' '.join(str(error).split())}"
+            ) from error
+
+    def about(self) -> dict[str, Any]:
+        return {"corpus": f"{self.dataset} of the hub", "config": self.config, "revision": self.revision}
 
 
 @dataclass(frozen=True)

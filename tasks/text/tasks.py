@@ -5,17 +5,16 @@ import json
 from abc import abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from icl_eval.config import location
 from icl_eval.tasks.base import Task
 from icl_eval.tasks.text.corpus import Corpus, WindowSource, bpe_corpus, gpt2_corpus, text_corpus
-from icl_eval.tasks.text.sources import FileReader, Reader, SourceCodeReader
-from icl_eval.tasks.text.tokenizers import GPT2_TOKENS
+from icl_eval.tasks.text.sources import FileReader, HubReader, Reader, SourceCodeReader
+from icl_eval.tasks.text.tokenizers import GPT2_TOKENS, TokenizerName
 
 FROZEN = "corpus.json"
 """What ``icl-eval data export`` writes beside the documents: what they are, and their hash."""
-TokenizerName = Literal["bytes", "bpe", "gpt2"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +122,55 @@ class Files(TextTask):
         if frozen.is_file() and json.loads(frozen.read_text())["sha256"] != corpus.about["sha256"]:
             raise ValueError(f"path = {self.path!r}: the documents are not those whose hash stands in {FROZEN}")
         return corpus
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hub(TextTask):
+    """Next-token prediction on a data set of the hub, by name: a row is a document. The first reading needs a network.
+
+    What was read stays in the cache; ``icl-eval data export`` makes files of it that others can be given.
+
+    Attributes:
+        dataset: its name, such as ``"owner/name"``, or a local folder that ``datasets`` understands.
+        config: of the data set.
+        revision: a commit of the data set, without which it may change.
+        split: the rows to train on.
+        heldout_split: the rows to hold out, where the data set has them.
+        heldout_fraction: share of ``split`` held out, by a hash of the text, where it has not.
+        text_field: the column of the text.
+        group_field: the column of the groups that the manifest lists, where there is one.
+        max_bytes: text to read of each split; ``None`` for all of it.
+    """
+
+    name: ClassVar[str] = "hub"
+    version: ClassVar[int] = 1
+
+    dataset: str
+    config: str | None = None
+    revision: str | None = None
+    split: str = "train"
+    heldout_split: str | None = None
+    heldout_fraction: float = 0.1
+    text_field: str = "text"
+    group_field: str = "source"
+    max_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require(0 < self.heldout_fraction < 1, "heldout_fraction", "between 0 and 1")
+        self.require(self.max_bytes is None or self.max_bytes > self.seq_len, "max_bytes", "more than seq_len, or None")
+
+    def reader(self) -> HubReader:
+        return HubReader(
+            self.dataset,
+            self.config,
+            self.revision,
+            (self.split, self.heldout_split),
+            self.heldout_fraction,
+            self.text_field,
+            self.group_field,
+            self.max_bytes,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

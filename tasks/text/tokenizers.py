@@ -7,11 +7,13 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+TokenizerName = Literal["bytes", "bpe", "gpt2"]
 BPE_TRAINING_BYTES = 50_000_000
 GPT2_TOKENS = 50_257
 END_OF_TEXT = 50_256

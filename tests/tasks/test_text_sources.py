@@ -4,7 +4,10 @@ import gzip
 import hashlib
 import json
 import lzma
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +15,7 @@ import pandas as pd
 import pyarrow
 import pytest
 
-from icl_eval.tasks import Files
+from icl_eval.tasks import Files, Hub
 from icl_eval.tasks.text.corpus import Corpus
 
 TEXTS = [f"Document {i}: " + "naïve café — 文字 " * (i + 3) for i in range(12)]
@@ -41,11 +44,10 @@ def files(path: Path, **fields: object) -> Files:
     return Files(path=str(path), seq_len=16, **fields)
 
 
-@pytest.mark.parametrize("compression", COMPRESS)
-@pytest.mark.parametrize("kind", ["jsonl", "txt", "parquet"])
+@pytest.mark.parametrize(
+    ("kind", "compression"), [("parquet", ""), *((kind, name) for kind in ("jsonl", "txt") for name in COMPRESS)]
+)
 def test_every_format_and_compression_gives_the_same_documents(kind: str, compression: str, tmp_path: Path) -> None:
-    if kind == "parquet" and compression:
-        pytest.skip("Parquet compresses itself")
     for split, part in (("train", TEXTS[:8]), ("heldout", TEXTS[8:])):
         if kind == "txt":
             (tmp_path / split).mkdir()
@@ -149,3 +151,31 @@ def test_changed_files_are_read_again(tmp_path: Path) -> None:
     assert files(path).corpus().about["sha256"] != before
     shutil.copy(path, tmp_path / "again.jsonl")
     assert files(tmp_path / "again.jsonl").corpus().about["sha256"] == files(path).corpus().about["sha256"]
+
+
+def test_a_data_set_of_the_hub_is_streamed_by_name(tmp_path: Path) -> None:
+    """A local data set goes the way of a remote one."""
+    (tmp_path / "train.jsonl").write_bytes(json_lines(TEXTS[:8]).replace(b'"text"', b'"body"'))
+    (tmp_path / "test.jsonl").write_bytes(json_lines(TEXTS[8:]).replace(b'"text"', b'"body"'))
+    corpus = Hub(dataset=str(tmp_path), heldout_split="test", text_field="body", seq_len=16).corpus()
+    assert texts(corpus, "train") == TEXTS[:8]
+    assert texts(corpus, "heldout") == TEXTS[8:]
+    limit = sum(len(text.encode()) for text in TEXTS[:3])
+    part = Hub(dataset=str(tmp_path), heldout_split="test", text_field="body", seq_len=16, max_bytes=limit).corpus()
+    assert texts(part, "train") == TEXTS[:3]
+    with pytest.raises(ValueError, match="row 0: its field 'text' holds no text"):
+        Hub(dataset=str(tmp_path), seq_len=16).corpus()
+
+
+def test_a_hub_out_of_reach_is_said_in_a_sentence() -> None:
+    code = """
+from icl_eval.tasks import Hub
+try:
+    Hub(dataset="nobody/nothing", seq_len=16).build(0)
+except ValueError as error:
+    print(error)
+"""
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    assert "the data set 'nobody/nothing', which needs a network" in done.stdout
+    assert len(done.stdout.splitlines()) == 1
