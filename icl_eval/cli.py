@@ -10,12 +10,13 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from icl_eval.commands import data
 from icl_eval.config import lookup
 from icl_eval.experiment import Arm
 from icl_eval.kernels.doctor import doctor as check_kernels
 from icl_eval.models import MIXERS
 from icl_eval.plots import plot_all
-from icl_eval.presets import load_preset, preset_files
+from icl_eval.presets import load_preset, on_text, preset_files
 from icl_eval.run import run_experiment
 from icl_eval.run_folder import Run, RunFolderError, load_runs
 from icl_eval.tables import in_context_learning, plan_table, results_table, state_table, wsfr_table
@@ -27,6 +28,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(data.app, name="data")
 TABLE_WIDTH = 130
 IS_MAIN_PROCESS = os.environ.get("RANK", "0") == "0"
 """Under torchrun one process speaks, draws and reports."""
@@ -65,11 +67,14 @@ def run(
     out: Annotated[Path, typer.Option(help="Folder for the experiment's folder.")] = Path("runs"),
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     seeds: Annotated[str | None, typer.Option(help="Seeds, as in 0,1,2, in place of the preset's.")] = None,
+    text: Annotated[Path | None, typer.Option(help="Files to put in place of every text of the preset.")] = None,
 ) -> None:
     """Train and measure all arms of a preset, draw its figures and print its table. Killed, it resumes."""
     experiment = load_preset(preset)
     if seeds is not None:
         experiment = replace(experiment, seeds=_parse_seeds(seeds))
+    if text is not None:
+        experiment = on_text(experiment, text)
     with Progress(
         TextColumn("{task.description}"),
         BarColumn(),

@@ -26,6 +26,11 @@ def lookup(table: Mapping[str, T], name: str, what: str) -> T:
     return table[name]
 
 
+def location(*, default: Any = dataclasses.MISSING) -> Any:
+    """A field that says where something lies, such as a path: it does not count in :meth:`Config.identity`."""
+    return dataclasses.field(default=default, metadata={"location": True})
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
     """A frozen, keyword-only dataclass whose misspelt fields get the nearest name, and which knows its JSON form.
@@ -67,8 +72,11 @@ class Config:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form; ``{"class": NAME, field: value, …}`` at every level."""
-        fields = {field.name: _encode(getattr(self, field.name)) for field in dataclasses.fields(self) if field.init}
-        return {"class": type(self).__name__, **fields}
+        return _encode(self, locations=True)
+
+    def identity(self) -> dict[str, Any]:
+        """:meth:`to_dict` without the fields that are a :func:`location`."""
+        return _encode(self, locations=False)
 
 
 def config_from_dict(data: Mapping[str, Any]) -> Any:
@@ -86,11 +94,13 @@ def config_from_dict(data: Mapping[str, Any]) -> Any:
     return cls(**{name: _decode(value) for name, value in fields.items()})
 
 
-def _encode(value: Any) -> Any:
+def _encode(value: Any, locations: bool) -> Any:
     if isinstance(value, Config):
-        return value.to_dict()
+        fields = [f for f in dataclasses.fields(value) if f.init and (locations or not f.metadata.get("location"))]
+        encoded = {field.name: _encode(getattr(value, field.name), locations) for field in fields}
+        return {"class": type(value).__name__, **encoded}
     if isinstance(value, tuple):
-        return [_encode(item) for item in value]
+        return [_encode(item, locations) for item in value]
     if value is None or isinstance(value, bool | int | float | str):
         return value
     raise TypeError(f"a config holds numbers, strings, None, tuples and configs, not {type(value).__name__}: {value!r}")

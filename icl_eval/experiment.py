@@ -173,10 +173,12 @@ class Experiment(Config):
     def fingerprint(self, **circumstances: Any) -> str:
         """Eight hexadecimal digits of all that determines the numbers; seeds have folders of their own.
 
+        Where data lie does not count: what they are does, as a hash among the circumstances.
+
         Args:
             circumstances: what the config leaves open (device, precision, hashes of the data), JSON-ready.
         """
-        identity = {key: value for key, value in self.to_dict().items() if key not in ("seeds", "question")}
+        identity = {key: value for key, value in self.identity().items() if key not in ("seeds", "question")}
         versions = {arm.name: arm.task.version for arm in self.arms}
         text = json.dumps([identity, versions, self.user_code(), circumstances], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:8]

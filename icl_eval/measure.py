@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from icl_eval.models import LanguageModel
 from icl_eval.positions import Measurement, log_bin_edges
-from icl_eval.tasks import Source
+from icl_eval.tasks import Source, TextSource
 
 
 class ScoredLoss(nn.Module):
@@ -35,7 +35,7 @@ def measure(
     """Losses of a :class:`ScoredLoss` on the first ``num_sequences`` held-out sequences.
 
     Batches are shared out over the processes, and each gets the whole sums. The logits of a long sequence never exist
-    at once.
+    at once. Bytes are kept where the source says how many each of its tokens stands for.
     """
     training = model.training
     model.eval()
@@ -44,7 +44,8 @@ def measure(
     edges = log_bin_edges(num_positions)
     num_bins = len(edges) - 1
     by_position = np.zeros((4, num_positions))
-    by_document = np.zeros((3, len(documents) * num_bins))
+    by_document = np.zeros((4, len(documents) * num_bins))
+    token_bytes = source.token_bytes() if isinstance(source, TextSource) else None
     for batch in batches[accelerator.process_index :: accelerator.num_processes]:
         nll, correct = model(batch.tokens.to(accelerator.device), batch.targets.to(accelerator.device))
         scored = batch.scored.numpy()
@@ -55,11 +56,14 @@ def measure(
         cell = row * num_bins + np.searchsorted(edges, position, side="right") - 1
         for total, weights in zip(by_position, (values, values**2, hits, np.ones_like(values)), strict=True):
             total += np.bincount(position, weights, num_positions)
-        for total, weights in zip(by_document, (values, hits, np.ones_like(values)), strict=True):
+        size = np.zeros_like(values) if token_bytes is None else token_bytes[batch.targets.numpy()[scored]]
+        for total, weights in zip(by_document, (values, hits, np.ones_like(values), size), strict=True):
             total += np.bincount(cell, weights, len(total))
     model.train(training)
     nll_sum, nll_square_sum, hit_sum, count = _reduce(by_position, accelerator)
-    document_nll, document_hits, document_count = _reduce(by_document, accelerator).reshape(3, -1, num_bins)
+    document_nll, document_hits, document_count, document_bytes = _reduce(by_document, accelerator).reshape(
+        4, -1, num_bins
+    )
     return Measurement(
         nll_sum=nll_sum,
         nll_square_sum=nll_square_sum,
@@ -70,6 +74,7 @@ def measure(
         document_nll_sum=document_nll,
         document_correct=document_hits,
         document_count=document_count,
+        document_bytes=None if token_bytes is None else document_bytes,
     )
 
 

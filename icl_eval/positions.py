@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Self
 
 import numpy as np
@@ -33,6 +33,7 @@ class Measurement:
         documents: int64 ``[N]``, the documents' numbers.
         bin_edges: int64 ``[bins + 1]``, positions.
         document_nll_sum, document_correct, document_count: float64 ``[N, bins]``.
+        document_bytes: float64 ``[N, bins]``, bytes of text of the scored tokens; ``None`` where tokens are not text.
     """
 
     nll_sum: np.ndarray
@@ -44,6 +45,7 @@ class Measurement:
     document_nll_sum: np.ndarray
     document_correct: np.ndarray
     document_count: np.ndarray
+    document_bytes: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,8 @@ class Positions:
         step, tokens, flops, seconds: ``[K]``, what training had spent: steps, tokens, FLOPs, seconds without measuring.
         nll_sum, nll_square_sum, correct: ``[K, P]``, as in :class:`Measurement`.
         document_nll_sum, document_correct: ``[K, N, bins]``.
-        count, documents, bin_edges, document_count: as in :class:`Measurement`, the same for every point.
+        count, documents, bin_edges, document_count, document_bytes: as in :class:`Measurement`, the same for every
+            point. Files written before bytes were kept have none.
     """
 
     step: np.ndarray
@@ -70,25 +73,40 @@ class Positions:
     documents: np.ndarray
     bin_edges: np.ndarray
     document_count: np.ndarray
+    document_bytes: np.ndarray | None = None
 
     def before(self, step: int) -> Self:
         """The points up to ``step``, included."""
         keep = self.step <= step
         return type(self)(**{f.name: _stacked(self, f.name, keep) for f in fields(self)})
 
+    def of(self, documents: np.ndarray) -> Self:
+        """Those of the given documents that were measured, such as one source's; sums by position are left whole."""
+        keep = np.isin(self.documents, documents)
+        return replace(
+            self,
+            documents=self.documents[keep],
+            document_nll_sum=self.document_nll_sum[:, keep],
+            document_correct=self.document_correct[:, keep],
+            document_count=self.document_count[keep],
+            document_bytes=None if self.document_bytes is None else self.document_bytes[keep],
+        )
+
     def to_bytes(self) -> bytes:
         """All arrays as the contents of a compressed NPZ file."""
         buffer = io.BytesIO()
-        np.savez_compressed(buffer, **{f.name: getattr(self, f.name) for f in fields(self)})
+        arrays = {f.name: getattr(self, f.name) for f in fields(self)}
+        np.savez_compressed(buffer, **{name: array for name, array in arrays.items() if array is not None})
         return buffer.getvalue()
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-            return cls(**{f.name: arrays[f.name] for f in fields(cls)})
+            optional = {"document_bytes"} - set(arrays)
+            return cls(**{f.name: arrays[f.name] for f in fields(cls) if f.name not in optional})
 
 
-_ONCE = ("count", "documents", "bin_edges", "document_count")
+_ONCE = ("count", "documents", "bin_edges", "document_count", "document_bytes")
 
 
 def _stacked(positions: Positions, name: str, keep: np.ndarray) -> np.ndarray:

@@ -2,11 +2,13 @@
 
 import importlib.util
 import sys
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 
 from icl_eval.config import did_you_mean
 from icl_eval.experiment import Experiment
+from icl_eval.tasks import Files, LongCrawl64, TextTask
 
 
 def preset_files() -> dict[str, Path]:
@@ -48,3 +50,29 @@ def load_preset(name_or_file: str) -> Experiment:
     if not isinstance(experiment, Experiment):
         raise ValueError(f"{path}: experiment() must return an icl_eval.Experiment, not {type(experiment).__name__}")
     return experiment
+
+
+def on_text(experiment: Experiment, path: str | Path) -> Experiment:
+    """The experiment with every text task replaced by ``Files(path)``, of the same context and tokens.
+
+    Raises:
+        ValueError: it has no text task.
+    """
+    arms = tuple(
+        replace(
+            arm,
+            task=Files(
+                path=str(path),
+                seq_len=arm.task.seq_len,
+                tokenizer=arm.task.tokenizer,
+                vocab_size=arm.task.vocab_size,
+                tokenizer_path=arm.task.tokenizer_path,
+            ),
+        )
+        if isinstance(arm.task, TextTask | LongCrawl64)
+        else arm
+        for arm in experiment.arms
+    )
+    if arms == experiment.arms:
+        raise ValueError(f"--text {path}: no task of {experiment.name!r} is on text")
+    return replace(experiment, arms=arms)

@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from icl_eval.budget import Schedule
 from icl_eval.experiment import Arm, Experiment
 from icl_eval.run_folder import RunFolder, to_json, write_atomically
-from icl_eval.tasks import Source
+from icl_eval.tasks import Source, TextSource
 from icl_eval.train import calibrate, heldout_sequences, train_arm
 
 PACKAGES = ("icl-eval", "torch", "triton", "accelerate", "numpy", "scipy")
@@ -63,11 +63,11 @@ def run_experiment(
         for seed in experiment.seeds:
             sources[task, seed] = task.build(seed)
         heldout_sequences(experiment, sources[task, experiment.seeds[0]])
-    manifests = {task.name: sources[task, experiment.seeds[0]].manifest() for task in experiment.tasks()}
+    manifests = {task: sources[task, experiment.seeds[0]].manifest() for task in experiment.tasks()}
     circumstances = {
         "device": accelerator.device.type,
         "precision": accelerator.mixed_precision,
-        "data": {name: manifest.get("sha256") for name, manifest in manifests.items()},
+        "data": {arm.name: manifests[arm.task].get("sha256") for arm in experiment.arms},
     }
     root = Path(out) / f"{experiment.name}-{experiment.fingerprint(**circumstances)}"
     if accelerator.is_main_process:
@@ -77,19 +77,21 @@ def run_experiment(
         for seed in experiment.seeds:
             folder = RunFolder(root / arm.name / f"seed{seed}")
             if not folder.done:
-                schedule = _schedule(arm, folder, sources[arm.task, seed], accelerator)
+                source = sources[arm.task, seed]
+                schedule = _schedule(arm, folder, source, accelerator)
                 if accelerator.is_main_process:
                     folder.begin(
                         describe(arm, seed, schedule, accelerator),
                         environment(accelerator.device),
-                        sources[arm.task, seed].manifest(),
+                        source.manifest(),
+                        source.vocabulary() if isinstance(source, TextSource) else None,
                     )
                 on_start(arm, seed, schedule.steps)
                 train_arm(
                     experiment,
                     arm,
                     seed,
-                    sources[arm.task, seed],
+                    source,
                     schedule,
                     folder,
                     accelerator,

@@ -3,6 +3,7 @@
 config.json     the arm and seed, resolved, and what else determined the numbers
 env.json        versions, hardware, commit
 data.json       manifest of the data
+tokenizer.json  vocabulary, where tokens are text but not bytes
 metrics.jsonl   a line every few steps: step, tokens, flops, seconds, loss, learning rate, gradient norm
 positions.npz   losses by position at log-spaced points of the budget (icl_eval.positions.Positions)
 checkpoint/     the last two resumable states (icl_eval.checkpoint)
@@ -82,8 +83,12 @@ class RunFolder:
         file = self.path / "config.json"
         return _read_json(file) if file.is_file() else None
 
-    def begin(self, config: dict[str, Any], env: dict[str, Any], manifest: dict[str, Any]) -> None:
+    def begin(
+        self, config: dict[str, Any], env: dict[str, Any], manifest: dict[str, Any], vocabulary: str | None
+    ) -> None:
         """Write what the run is, before it starts."""
+        if vocabulary is not None:
+            write_atomically(self.path / "tokenizer.json", vocabulary)
         for name, content in (("config.json", config), ("env.json", env), ("data.json", manifest)):
             write_atomically(self.path / name, to_json(content, indent=2))
 

@@ -13,13 +13,14 @@ from scipy import stats
 
 from icl_eval.positions import Positions
 
-Metric = Literal["nll", "accuracy"]
+Metric = Literal["nll", "bits_per_byte", "accuracy"]
+"""Nats per scored token, bits per byte of scored text, and the share of scored tokens predicted right."""
 RESAMPLES = 2000
 CONFIDENCE = 0.95
 
 
 class Estimate(NamedTuple):
-    """A mean and the limits of its 95 % interval; nats or a share, scalars or one a bin."""
+    """A mean and the limits of its 95 % interval, in the metric's unit; scalars or one a bin."""
 
     value: np.ndarray
     low: np.ndarray
@@ -48,7 +49,7 @@ class BestContext(NamedTuple):
     """Best-context loss (paper section 4): the loss in the bin of positions where it is lowest.
 
     Attributes:
-        estimate: nats, from the documents that did not choose the bin.
+        estimate: in the metric's unit, from the documents that did not choose the bin.
         start, end: first and last position of the chosen bin.
     """
 
@@ -58,7 +59,11 @@ class BestContext(NamedTuple):
 
 
 def curve(runs: Sequence[Positions], metric: Metric = "nll", snapshot: int = -1) -> Curve:
-    """A metric by position, in the bins of the measurement that hold scored tokens."""
+    """A metric by position, in the bins of the measurement that hold scored tokens.
+
+    Raises:
+        ValueError: bits per byte are asked for where no bytes were kept, here and in the functions below.
+    """
     sums, counts = _by_document(runs, metric, snapshot)
     filled = counts.sum(axis=0) > 0
     edges = runs[0].bin_edges
@@ -74,13 +79,13 @@ def overall(runs: Sequence[Positions], metric: Metric = "nll", snapshot: int = -
     )
 
 
-def best_context_loss(runs: Sequence[Positions], snapshot: int = -1) -> BestContext:
-    """Loss (nats) in the best bin: every second document chooses the bin, the others give its loss.
+def best_context_loss(runs: Sequence[Positions], snapshot: int = -1, metric: Metric = "nll") -> BestContext:
+    """Loss in the best bin: every second document chooses the bin, the others give its loss.
 
     A minimum over noisy bins would flatter; a bin chosen elsewhere does not. Only bins that at least half as many
     documents reach as the fullest bin can be chosen.
     """
-    sums, counts = _by_document(runs, "nll", snapshot)
+    sums, counts = _by_document(runs, metric, snapshot)
     choose, judge = slice(0, None, 2), slice(1, None, 2)
     coverage = np.minimum((counts[choose] > 0).mean(axis=0), (counts[judge] > 0).mean(axis=0))
     eligible = coverage >= max(coverage.max() / 2, 1e-9)
@@ -93,22 +98,26 @@ def best_context_loss(runs: Sequence[Positions], snapshot: int = -1) -> BestCont
     return BestContext(Estimate(*(bound[0] for bound in estimate)), int(edges[best]), int(edges[best + 1]) - 1)
 
 
-def context_gain(runs: Sequence[Positions], early: int, snapshot: int = -1) -> Estimate:
-    """What context is worth (nats): loss in the bin of position ``early`` less the loss in the last bin."""
-    sums, counts = _by_document(runs, "nll", snapshot)
+def context_gain(runs: Sequence[Positions], early: int, snapshot: int = -1, metric: Metric = "nll") -> Estimate:
+    """What context is worth: loss in the bin of position ``early`` less the loss in the last bin."""
+    sums, counts = _by_document(runs, metric, snapshot)
     at = int(np.searchsorted(runs[0].bin_edges, early, side="right")) - 1
     first, last = (_resampled(sums[:, :, bin, None], counts[:, bin, None]) for bin in (at, -1))
     return Estimate(*(bound[0] for bound in _interval(first.value - last.value, first.resamples - last.resamples)))
 
 
 def _by_document(runs: Sequence[Positions], metric: Metric, snapshot: int) -> tuple[np.ndarray, np.ndarray]:
-    """Sums ``[seeds, N, bins]`` and counts ``[N, bins]``."""
+    """Sums ``[seeds, N, bins]`` and what they are divided by, ``[N, bins]``: scored tokens, or their bytes."""
     first = runs[0]
     for run in runs[1:]:
         if not (
             np.array_equal(run.documents, first.documents) and np.array_equal(run.document_count, first.document_count)
         ):
             raise ValueError("the runs were not measured on the same held-out documents, so they cannot be paired")
+    if metric == "bits_per_byte":
+        if first.document_bytes is None or any(run.document_bytes is None for run in runs):
+            raise ValueError("bits per byte: the tokens are not text, or were measured before their bytes were kept")
+        return np.stack([run.document_nll_sum[snapshot] / np.log(2) for run in runs]), first.document_bytes
     sums = [run.document_nll_sum if metric == "nll" else run.document_correct for run in runs]
     return np.stack([s[snapshot] for s in sums]), first.document_count
 

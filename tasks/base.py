@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -44,6 +44,17 @@ class Source(Protocol):
 
     def manifest(self) -> dict[str, Any]:
         """Where the data came from, JSON-ready, hash included; empty where the config determines everything."""
+
+
+@runtime_checkable
+class TextSource(Source, Protocol):
+    """A source whose tokens are text, so that losses with different tokenisers can be compared in bits per byte."""
+
+    def token_bytes(self) -> np.ndarray | None:
+        """Bytes of UTF-8 that each token stands for, int64 ``[num_tokens]``; ``None`` where it is not known."""
+
+    def vocabulary(self) -> str | None:
+        """The tokeniser as the contents of a ``tokenizer.json``; ``None`` where bytes are tokens, or not known."""
 
 
 @dataclass(frozen=True, kw_only=True)

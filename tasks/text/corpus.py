@@ -1,45 +1,143 @@
 """Long documents as windows of a fixed context length that never cross a document's border."""
 
+import functools
 import hashlib
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 
 from icl_eval.tasks.base import SPLITS, Batch, Split, generator, to_tensor
+from icl_eval.tasks.text.cache import SHARD_BYTES, Shard, prepare
+from icl_eval.tasks.text.sources import Reader
+from icl_eval.tasks.text.tokenizers import BPE_TRAINING_BYTES, GPT2_TOKENS, ByteLevelBPE, from_json, token_dtype
+
+FORMAT = 1
+"""Raised whenever the same documents would be prepared otherwise: it makes older caches void."""
 
 
-class Document(NamedTuple):
-    """One document: its name, the split it belongs to and its tokens (one-dimensional, unsigned)."""
-
-    name: str
-    split: Split
-    tokens: np.ndarray
-
-
+@dataclass(frozen=True, eq=False)
 class Corpus:
-    """Tokenised documents, held once, end to end, and shared by every seed, arm and context length.
+    """Tokenised documents, end to end, shared by every seed, arm and context length.
 
-    Args:
-        documents: in a fixed order; the corpus' hash is that of their names, splits and tokens, in this order.
-        origin: what the documents are, JSON-ready; becomes part of the manifest.
+    Attributes:
+        tokens: unsigned, of all documents.
+        documents: a row a document, in order: ``name``, ``split``, ``group``, ``bytes``, ``tokens``.
+        about: what the documents are, JSON-ready, ``sha256`` included; becomes part of the manifest.
+        tokenizer: of the tokens, ``None`` where they are bytes.
     """
 
-    def __init__(self, documents: Sequence[Document], origin: dict[str, Any]):
-        self.tokens = np.concatenate([document.tokens for document in documents])
-        self.sizes = np.array([document.tokens.size for document in documents])
-        self.firsts = np.cumsum(self.sizes) - self.sizes
-        self.heldout = np.array([document.split == "heldout" for document in documents])
-        digest = hashlib.sha256()
-        for document in documents:
-            digest.update(f"{document.split}\0{document.name}\0{document.tokens.size}\0".encode())
-        digest.update(self.tokens.data)
-        self.origin = {**origin, "sha256": digest.hexdigest()}
+    tokens: np.ndarray
+    documents: pd.DataFrame
+    about: dict[str, Any]
+    tokenizer: ByteLevelBPE | None = None
+
+    @functools.cached_property
+    def sizes(self) -> np.ndarray:
+        """Tokens of each document."""
+        return self.documents["tokens"].to_numpy()
+
+    @functools.cached_property
+    def firsts(self) -> np.ndarray:
+        """Where each document begins."""
+        return np.cumsum(self.sizes) - self.sizes
 
     def members(self, split: Split) -> np.ndarray:
         """Indices of the documents of a split."""
-        return np.flatnonzero(self.heldout == (split == "heldout"))
+        return np.flatnonzero(self.documents["split"] == split)
+
+    def document(self, index: int) -> np.ndarray:
+        """Tokens of a document."""
+        return self.tokens[self.firsts[index] : self.firsts[index] + self.sizes[index]]
+
+
+def text_corpus(reader: Reader) -> Corpus:
+    """The documents of a reader with bytes as tokens, from the cache or into it."""
+
+    def shards(done: int) -> Iterator[Shard]:
+        rows, texts, size = [], [], 0
+        for number, document in enumerate(reader.documents()):
+            if number < done:
+                continue
+            text = document.text
+            digest = hashlib.sha256(text).hexdigest()
+            rows.append((document.name, document.split, document.group, len(text), len(text), digest))
+            texts.append(text)
+            size += len(text)
+            if size >= SHARD_BYTES:
+                yield Shard(rows, np.frombuffer(b"".join(texts), np.uint8))
+                rows, texts, size = [], [], 0
+        if rows:
+            yield Shard(rows, np.frombuffer(b"".join(texts), np.uint8))
+
+    def about(documents: pd.DataFrame) -> dict[str, Any]:
+        digest = hashlib.sha256()
+        for row in documents[["split", "group", "sha256"]].itertuples(index=False):
+            digest.update("\0".join(row).encode() + b"\n")
+        size = int(documents["bytes"].sum())
+        return {**reader.about(), "documents": len(documents), "bytes": size, "sha256": digest.hexdigest()}
+
+    key = _key("text", reader.key())
+    return Corpus(*prepare(key, shards, np.dtype(np.uint8), about, what="reading text", total_bytes=reader.total_bytes))
+
+
+def bpe_corpus(text: Corpus, vocab_size: int) -> Corpus:
+    """The documents with a vocabulary trained on the training split, from the cache or into it."""
+    key = _key("bpe", text.about["sha256"], str(vocab_size), str(BPE_TRAINING_BYTES))
+    return _tokenised(text, key, vocab_size, lambda: ByteLevelBPE.train(training_texts(text), vocab_size))
+
+
+def gpt2_corpus(text: Corpus, path: str) -> Corpus:
+    """The documents in the tokens of GPT-2, from the cache or into it."""
+    tokenizer = ByteLevelBPE.gpt2(path)
+    key = _key("gpt2", text.about["sha256"], tokenizer.sha256)
+    return _tokenised(text, key, GPT2_TOKENS, lambda: tokenizer)
+
+
+def training_texts(text: Corpus, limit: int = BPE_TRAINING_BYTES) -> Iterator[str]:
+    """The training documents, or the beginnings of all of them in proportion where they hold more bytes than that."""
+    train = text.members("train")
+    share = min(1.0, limit / max(int(text.sizes[train].sum()), 1))
+    for index in train:
+        document = text.document(index)
+        yield document[: int(document.size * share)].tobytes().decode(errors="ignore")
+
+
+def _tokenised(text: Corpus, key: str, num_tokens: int, make: Callable[[], ByteLevelBPE]) -> Corpus:
+    """The documents of ``text`` in the tokens of a tokeniser that is only made where the cache lacks them."""
+    tokenizer = functools.cache(make)
+
+    def shards(done: int) -> Iterator[Shard]:
+        columns = [text.documents[column] for column in ("name", "split", "group", "bytes", "sha256")]
+        ends = text.sizes.cumsum()
+        while done < len(ends):
+            begin = text.firsts[done]
+            stop = int(np.searchsorted(ends, begin + SHARD_BYTES)) + 1
+            encoded = tokenizer().encode([text.document(i).tobytes() for i in range(done, min(stop, len(ends)))])
+            rows = zip(*(column.iloc[done:stop] for column in columns), encoded, strict=True)
+            yield Shard(
+                [(name, split, group, size, len(tokens), digest) for name, split, group, size, digest, tokens in rows],
+                np.concatenate(encoded),
+            )
+            done = stop
+
+    def about(documents: pd.DataFrame) -> dict[str, Any]:
+        return {"vocabulary": tokenizer().to_json()}
+
+    total = int(text.sizes.sum())
+    opened = prepare(key, shards, token_dtype(num_tokens), about, what="tokenising", total_bytes=total)
+    learned = from_json(opened.about["vocabulary"])
+    digest = hashlib.sha256(f"{text.about['sha256']}\0{learned.sha256}".encode()).hexdigest()
+    vocabulary = {"tokens": learned.num_tokens, "sha256": learned.sha256}
+    about_tokens = {**text.about, "text_sha256": text.about["sha256"], "sha256": digest, "vocabulary": vocabulary}
+    return Corpus(opened.tokens, opened.documents, about_tokens, learned)
+
+
+def _key(*parts: str) -> str:
+    return hashlib.sha256("\0".join((str(FORMAT), *parts)).encode()).hexdigest()[:24]
 
 
 class WindowSource:
@@ -95,15 +193,24 @@ class WindowSource:
             row = np.searchsorted(self._train_ends, pick, side="right")
             document = self._train[row]
             begin = self.corpus.firsts[document] + self._train_ends[row] - 1 - pick
-        window = to_tensor(self.corpus.tokens[begin[:, None] + np.arange(self.seq_len + 1)])
+        window = to_tensor(np.stack([self.corpus.tokens[first : first + self.seq_len + 1] for first in begin]))
         position = torch.arange(1, self.seq_len + 1).expand(batch_size, -1)
         return Batch(window[:, :-1], window[:, 1:], position > 0, position, to_tensor(document))
 
     def num_sequences(self, split: Split) -> int | None:
         return len(self._heldout) if split == "heldout" else None
 
+    def token_bytes(self) -> np.ndarray:
+        return np.ones(256, np.int64) if self.corpus.tokenizer is None else self.corpus.tokenizer.token_bytes
+
+    def vocabulary(self) -> str | None:
+        return None if self.corpus.tokenizer is None else self.corpus.tokenizer.to_json()
+
     def manifest(self) -> dict[str, Any]:
-        """Origin and hash of the corpus, and per split the documents and tokens used and left out at this length."""
+        """What the corpus is, its hash, per split what is used and left out at this length, and held-out groups.
+
+        ``heldout_groups`` gives the numbers of the documents of each group (see ``Positions.of``).
+        """
         splits = {}
         for split in SPLITS:
             sizes = self.corpus.sizes[self.corpus.members(split)]
@@ -114,4 +221,6 @@ class WindowSource:
                 "documents_left_out": len(sizes) - len(used),
                 "tokens_left_out": int(sizes.sum() - used.sum()),
             }
-        return {**self.corpus.origin, "splits": splits}
+        heldout = self.corpus.documents.iloc[self._fitting("heldout")]
+        groups = {group: rows.index.tolist() for group, rows in heldout.groupby("group") if group}
+        return {**self.corpus.about, "splits": splits, **({"heldout_groups": groups} if groups else {})}

@@ -73,6 +73,7 @@ def test_run_folders_hold_what_they_promise(folder: Path) -> None:
         assert run.arm == next(arm for arm in load_preset(TINY).arms if arm.name == run.name)
         assert run.env["packages"]["torch"] == torch.__version__
     assert runs[2].data["sha256"]
+    assert [run.positions is not None and run.positions.document_bytes is not None for run in runs] == [0, 0, 1]
     assert [round(s) for s in runs[0].positions.flops / runs[0].positions.step] == [
         round(runs[0].arm.flops_per_step)
     ] * len(runs[0].positions.step)
@@ -93,6 +94,25 @@ def test_measured_losses_equal_a_direct_computation() -> None:
             total[position[b, t]] += -logits[b, t].log_softmax(-1)[targets[b, t]].item()
     np.testing.assert_allclose(measured.nll_sum, total, rtol=1e-5)
     assert measured.documents.tolist() == list(range(8))
+
+
+def test_bytes_of_scored_tokens_are_kept_by_document_and_bin(monkeypatch: pytest.MonkeyPatch) -> None:
+    arm = load_preset(TINY).arms[2]
+    source = arm.task.build(0)
+    sizes = np.arange(256) % 7
+    monkeypatch.setattr(source, "token_bytes", lambda: sizes)
+    measured = measure(
+        ScoredLoss(arm.model.build(0)), source, num_positions=arm.task.num_positions, num_sequences=8, batch_size=4,
+        accelerator=make_accelerator("cpu"),
+    )  # fmt: skip
+    assert measured.document_bytes is not None
+    for index in range(2):
+        batch = source.batch("heldout", index, 4)
+        for document, targets in zip(batch.document.tolist(), batch.targets, strict=True):
+            measured.document_bytes[measured.documents.tolist().index(document), -1] -= sizes[targets[-3:]].sum()
+    assert measured.bin_edges[-2:].tolist() == [46, 49]
+    assert (measured.document_bytes[:, -1] == 0).all()
+    assert (measured.document_bytes[:, :-1].sum(1) > 0).all()
 
 
 def test_a_second_run_reuses_the_first(folder: Path) -> None:

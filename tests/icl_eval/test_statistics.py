@@ -105,3 +105,37 @@ def test_context_gain_is_paired_over_documents() -> None:
 def test_runs_on_other_documents_cannot_be_paired() -> None:
     with pytest.raises(ValueError, match="not measured on the same held-out documents"):
         curve([positions(np.ones((4, 2))), positions(np.ones((5, 2)))])
+
+
+def test_bits_per_byte_compares_tokenisers() -> None:
+    """One text in tokens of one byte, and in tokens of four bytes that cost four times as much."""
+    nats = np.array([[1.0, 2.0], [1.5, 2.5]])
+    fine, coarse = positions(nats, 40.0), positions(4 * nats, 10.0)
+    text = np.full((2, 2), 40.0)
+    bits = [curve([replace(run, document_bytes=text)], "bits_per_byte").estimate for run in (fine, coarse)]
+    np.testing.assert_allclose(bits[0].value, np.array([1.25, 2.25]) / np.log(2))
+    np.testing.assert_allclose(bits[0], bits[1])
+    whole = overall([replace(coarse, document_bytes=text)], "bits_per_byte").value
+    assert whole == pytest.approx(1.75 / np.log(2))
+    gain = context_gain([replace(coarse, document_bytes=text)], early=0, metric="bits_per_byte")
+    assert gain.value == pytest.approx(-1 / np.log(2))
+    best = best_context_loss([replace(coarse, document_bytes=text)], metric="bits_per_byte")
+    assert best.estimate.value == pytest.approx(1.5 / np.log(2))
+    with pytest.raises(ValueError, match="bits per byte: the tokens are not text"):
+        overall([coarse], "bits_per_byte")
+
+
+@pytest.mark.parametrize("text", [None, np.full((3, 2), 7.0)], ids=["no bytes", "bytes"])
+def test_positions_survive_their_file_with_and_without_bytes(text: np.ndarray | None) -> None:
+    before = replace(positions(np.ones((3, 2))), document_bytes=text)
+    after = Positions.from_bytes(before.to_bytes())
+    np.testing.assert_equal(vars(after), vars(before))
+
+
+def test_documents_of_one_source_are_read_apart() -> None:
+    means = np.array([[1.0], [2.0], [4.0]])
+    run = replace(positions(means), documents=np.array([3, 5, 9]), document_bytes=np.full((3, 1), 20.0))
+    part = run.of(np.array([3, 9, 11]))
+    assert part.documents.tolist() == [3, 9]
+    assert overall([part]).value == pytest.approx(2.5)
+    assert overall([part], "bits_per_byte").value == pytest.approx(1.25 / np.log(2))

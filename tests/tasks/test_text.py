@@ -1,22 +1,21 @@
 """Windows over documents, and the embedded corpus."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 from icl_eval.tasks import SourceCode
-from icl_eval.tasks.text.corpus import Corpus, Document, WindowSource
+from icl_eval.tasks.text.corpus import Corpus, WindowSource
 
 
 def corpus() -> Corpus:
     """Documents whose tokens tell their number (in the hundreds) and place."""
     sizes = {"train": [40, 9, 25], "heldout": [35, 20, 10]}
-    documents = [
-        Document(f"{split}{i}", split, np.arange(size, dtype=np.uint16) + 100 * (i + 3 * (split == "heldout")))
-        for split, members in sizes.items()
-        for i, size in enumerate(members)
-    ]
-    return Corpus(documents, {"corpus": "numbers"})
+    rows = [(f"{split}{i}", split, split[0], n, n) for split, members in sizes.items() for i, n in enumerate(members)]
+    documents = pd.DataFrame(rows, columns=["name", "split", "group", "bytes", "tokens"])
+    tokens = np.concatenate([np.arange(n, dtype=np.uint16) + 100 * i for i, n in enumerate(documents["tokens"])])
+    return Corpus(tokens, documents, {"sha256": "of the numbers"})
 
 
 def test_training_windows_cover_every_start_and_cross_no_border() -> None:
@@ -43,26 +42,12 @@ def test_heldout_windows_are_disjoint_and_come_in_rounds() -> None:
 
 
 def test_manifest_counts_what_is_used_and_left_out() -> None:
-    splits = WindowSource(corpus(), seq_len=10, seed=0).manifest()["splits"]
+    manifest = WindowSource(corpus(), seq_len=10, seed=0).manifest()
+    splits = manifest["splits"]
+    assert manifest["sha256"] == "of the numbers"
+    assert manifest["heldout_groups"] == {"h": [3, 4]}
     assert splits["train"] == {"documents": 2, "tokens": 65, "documents_left_out": 1, "tokens_left_out": 9}
     assert splits["heldout"] == {"documents": 2, "tokens": 55, "documents_left_out": 1, "tokens_left_out": 10}
-
-
-def test_hash_follows_names_splits_and_contents() -> None:
-    documents = [
-        Document("a", "train", np.arange(5, dtype=np.uint8)),
-        Document("b", "heldout", np.arange(3, dtype=np.uint8)),
-    ]
-    variants = [
-        documents,
-        [documents[0]._replace(name="c"), documents[1]],
-        [documents[0]._replace(split="heldout"), documents[1]],
-        [documents[0]._replace(tokens=np.arange(1, 6, dtype=np.uint8)), documents[1]],
-        [documents[0]._replace(tokens=np.arange(4, dtype=np.uint8)), documents[1]],
-    ]
-    hashes = [Corpus(variant, {}).origin["sha256"] for variant in variants]
-    assert len(set(hashes)) == 5
-    assert Corpus(documents, {}).origin["sha256"] == hashes[0]
 
 
 def test_a_context_longer_than_all_documents_is_refused() -> None:
@@ -72,12 +57,12 @@ def test_a_context_longer_than_all_documents_is_refused() -> None:
 
 def test_source_code_is_python_and_splits_by_package() -> None:
     source = SourceCode(seq_len=256).build(0)
-    names = source.corpus
-    assert 0.02 < names.heldout.mean() < 0.5
+    corpus = source.corpus
+    assert 0.02 < (corpus.documents["split"] == "heldout").mean() < 0.5
     text = bytes(source.batch("train", 0, 64).tokens.flatten().tolist()).decode("utf-8", errors="replace")
     assert "def " in text
     assert "import " in text
     manifest = source.manifest()
     assert manifest["files"] > 500
-    assert manifest["bytes"] == names.sizes.sum()
-    assert max(names.sizes) <= 524_288
+    assert manifest["bytes"] == corpus.sizes.sum()
+    assert max(corpus.sizes) <= 524_288

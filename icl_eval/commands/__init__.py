@@ -1,0 +1,1 @@
+"""Commands of ``icl-eval``, a module each."""

@@ -1,0 +1,183 @@
+"""``icl-eval data``: look at a corpus, and freeze one as files."""
+
+import json
+import lzma
+from pathlib import Path
+from typing import Annotated, Any, get_args
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import seaborn as sns
+import typer
+from matplotlib.ticker import FuncFormatter
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from icl_eval.config import lookup
+from icl_eval.presets import load_preset
+from icl_eval.run_folder import to_json, write_atomically
+from icl_eval.tasks import TASKS, Files, TextTask
+from icl_eval.tasks.base import SPLITS
+from icl_eval.tasks.text.corpus import Corpus
+from icl_eval.tasks.text.tasks import FROZEN
+from icl_eval.tasks.text.tokenizers import TokenizerName
+
+app = typer.Typer(help="Look at a corpus, and freeze one as files.", no_args_is_help=True)
+EXAMPLE_CHARACTERS = 320
+
+SourceArgument = Annotated[
+    str, typer.Argument(metavar="SOURCE", help="A file or folder, the name of a text task, or a preset file of yours.")
+]
+
+
+@app.command()
+def inspect(
+    source: SourceArgument,
+    tokenizer: Annotated[str, typer.Option(help="bytes, bpe or gpt2, if SOURCE is a path or a task.")] = "bytes",
+    vocab_size: Annotated[int | None, typer.Option(help="Of bpe.")] = None,
+    tokenizer_path: Annotated[str | None, typer.Option(help="Of gpt2: folder of encoder.json and vocab.bpe.")] = None,
+    out: Annotated[Path, typer.Option(help="The figure.")] = Path("document_lengths.png"),
+) -> None:
+    """Print documents, lengths, bytes per token, an example and the hash of a corpus, and draw its lengths."""
+    lookup(dict.fromkeys(get_args(TokenizerName)), tokenizer, "tokenizer")
+    fields = {"tokenizer": tokenizer, "vocab_size": vocab_size, "tokenizer_path": tokenizer_path}
+    tasks = text_tasks(source, fields)
+    console = Console(width=max(Console().width, 110))
+    for number, task in enumerate(tasks):
+        corpus = task.corpus()
+        file = out if number == 0 else out.with_name(f"{out.stem}-{number + 1}{out.suffix}")
+        console.print(f"\n[bold]{task.name}[/bold], tokens: {task.tokenizer}")
+        console.print(_summary(corpus))
+        console.print(_lengths(corpus))
+        if corpus.documents["group"].any():
+            console.print(_groups(corpus))
+        for key, value in corpus.about.items():
+            console.print(f"{key}: {value}", highlight=False, markup=False)
+        console.print(f"an example, from {_example(corpus)}", highlight=False, markup=False)
+        plot_lengths(corpus, file)
+        console.print(f"figure: {file}", highlight=False)
+
+
+@app.command()
+def export(
+    source: SourceArgument,
+    folder: Annotated[Path, typer.Argument(help="Where the files go.")],
+) -> None:
+    """Write a corpus as compressed JSON lines with its hash, to be read by the task ``files`` anywhere."""
+    corpus = text_tasks(source, {})[0].text()
+    folder.mkdir(parents=True, exist_ok=True)
+    for split in SPLITS:
+        target = folder / f"{split}.jsonl.xz"
+        partial = target.with_name(f".{target.name}.partial")
+        with lzma.open(partial, "wt", encoding="utf-8") as file:
+            for index in track(corpus.members(split), f"writing {split}", console=Console(stderr=True), transient=True):
+                row = corpus.documents.iloc[index]
+                text = corpus.document(index).tobytes().decode()
+                file.write(json.dumps({"name": row["name"], "source": row["group"], "text": text}) + "\n")
+        partial.replace(target)
+    write_atomically(folder / FROZEN, to_json(corpus.about, indent=2))
+    Console().print(
+        f"{len(corpus.documents):,} documents in {folder}, sha256 {corpus.about['sha256']}", highlight=False
+    )
+
+
+def text_tasks(source: str, fields: dict[str, Any]) -> list[TextTask]:
+    """The text tasks that a path, a task's name or a preset stands for.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if Path(source).suffix == ".py":
+        tasks = [task for task in load_preset(source).tasks() if isinstance(task, TextTask)]
+        if not tasks:
+            raise ValueError(f"{source}: none of its tasks is on text")
+        return tasks
+    if Path(source).exists():
+        return [Files(path=source, seq_len=1, **fields)]
+    named = lookup(
+        {name: task for name, task in TASKS.items() if issubclass(task, TextTask)}, source, "text task or path"
+    )
+    try:
+        return [named(seq_len=1, **fields)]
+    except TypeError as error:
+        raise ValueError(
+            f"the task {source!r} says where its documents are in a preset; name its file ({error})"
+        ) from error
+
+
+def _summary(corpus: Corpus) -> Table:
+    table = _table("split", "documents", "bytes", "tokens", "bytes/token", "shortest\n(tokens)", "median", "longest")
+    for split in SPLITS:
+        rows = corpus.documents[corpus.documents["split"] == split]
+        if rows.empty:
+            table.add_row(split, "0")
+            continue
+        sizes, text = rows["tokens"], rows["bytes"].sum()
+        numbers = [len(rows), text, sizes.sum(), sizes.min(), int(sizes.median()), sizes.max()]
+        cells = [f"{number:,}" for number in numbers]
+        table.add_row(split, *cells[:3], f"{text / sizes.sum():.3f}", *cells[3:])
+    return table
+
+
+def _lengths(corpus: Corpus) -> Table:
+    """Documents by length, and the share of the tokens in documents at least that long, by octaves."""
+    heads = [f"{split}:\n{what}" for split in SPLITS for what in ("documents", "at least\nas long")]
+    table = _table("length (tokens)", *heads, "")
+    octaves = np.log2(corpus.sizes).astype(int)
+    most = np.bincount(octaves).max()
+    for octave in range(octaves.min(), octaves.max() + 1):
+        cells = []
+        for split in SPLITS:
+            members = corpus.members(split)
+            sizes = corpus.sizes[members]
+            cells += [f"{(octaves[members] == octave).sum():,}", f"{sizes[sizes >= 2**octave].sum() / sizes.sum():.1%}"]
+        bar = "█" * int(np.ceil(30 * (octaves == octave).sum() / most))
+        table.add_row(f"{2**octave:,} - {2 ** (octave + 1) - 1:,}", *cells, bar)
+    return table
+
+
+def _groups(corpus: Corpus) -> Table:
+    table = _table("group", *(f"{split}:\n{what}" for split in SPLITS for what in ("documents", "bytes")))
+    for group, rows in corpus.documents.groupby("group"):
+        parts = [rows["bytes"][rows["split"] == split] for split in SPLITS]
+        table.add_row(str(group), *(f"{number:,}" for part in parts for number in (len(part), part.sum())))
+    return table
+
+
+def _example(corpus: Corpus) -> str:
+    """The beginning of the first held-out document, or of the first of all."""
+    index = int(next(iter(corpus.members("heldout")), 0))
+    tokens = corpus.document(index)[:EXAMPLE_CHARACTERS]
+    text = tokens.tobytes().decode(errors="ignore") if corpus.tokenizer is None else corpus.tokenizer.decode(tokens)
+    return f"{corpus.documents['name'].iloc[index]}:\n{text[:EXAMPLE_CHARACTERS]}"
+
+
+def plot_lengths(corpus: Corpus, file: Path) -> None:
+    """Documents by length, and tokens by the length of their document, in half octaves, a colour a split."""
+    mpl.use("Agg")
+    sns.set_theme(style="ticks", context="notebook", rc={"axes.grid": True, "grid.alpha": 0.35})
+    octaves = np.floor(np.log2(corpus.sizes[corpus.sizes > 0]))
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    for ax, weights, label in zip(axes, (None, "tokens"), ("documents", "tokens"), strict=True):
+        sns.histplot(
+            corpus.documents, x="tokens", hue="split", hue_order=SPLITS, weights=weights, log_scale=2, multiple="stack",
+            ax=ax, palette=["#0072B2", "#D55E00"], binwidth=0.5,
+            binrange=(octaves.min(), octaves.max() + 1), alpha=0.9,
+        )  # fmt: skip
+        ax.set(xlabel="length of the document (tokens)", ylabel=label)
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
+        ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,.0f}"))
+        ax.tick_params(axis="x", rotation=30)
+        sns.despine(ax=ax)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file, dpi=150)
+    plt.close(figure)
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index == 0 or not column else "right")
+    return table

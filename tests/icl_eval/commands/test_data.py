@@ -1,0 +1,150 @@
+"""Corpora looked at, frozen, and put under a preset's text tasks."""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from icl_eval import Budget, load_runs
+from icl_eval.cli import main
+from icl_eval.experiment import Experiment
+from icl_eval.presets import load_preset, on_text
+from icl_eval.run import run_experiment
+from icl_eval.tasks import Files, SourceCode
+from icl_eval.tasks.text.tokenizers import from_json
+from tests.icl_eval.test_cli import icl_eval
+
+TINY = str(Path(__file__).parents[1] / "tiny.py")
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight documents of about 4 kB to train on and four held out."""
+    folder = tmp_path_factory.mktemp("corpus")
+    for split, numbers in (("train", range(8)), ("heldout", range(8, 12))):
+        rows = ({"text": f"{n} bottles of beer on the wall, " * 130, "source": f"s{n % 2}"} for n in numbers)
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def frozen(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("frozen")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["icl-eval", "data", "export", TINY, str(folder)])
+        with pytest.raises(SystemExit) as stop:
+            main()
+    assert not stop.value.code
+    return folder
+
+
+def text_arm(path: Path, **fields: object) -> Experiment:
+    """The text arm of the tiny experiment, on files."""
+    tiny = on_text(load_preset(TINY), path)
+    task = replace(tiny.arms[2].task, **fields)
+    model = replace(tiny.arms[2].model, vocab_size=task.num_tokens)
+    arm = replace(tiny.arms[2], task=task, model=model, budget=Budget(tokens=2000))
+    return replace(tiny, arms=(arm,), snapshots=1)
+
+
+def test_a_frozen_corpus_gives_the_batches_of_the_live_one(frozen: Path) -> None:
+    assert {file.name for file in frozen.iterdir()} == {"corpus.json", "train.jsonl.xz", "heldout.jsonl.xz"}
+    live = SourceCode(seq_len=64, max_document_bytes=4096).build(3)
+    read = Files(path=str(frozen), seq_len=64).build(3)
+    assert read.manifest()["sha256"] == live.manifest()["sha256"]
+    for split in ("train", "heldout"):
+        for one, two in zip(live.batch(split, 1, 16), read.batch(split, 1, 16), strict=True):
+            assert torch.equal(one, two)
+
+
+def test_a_frozen_corpus_that_was_changed_is_refused(frozen: Path, tmp_path: Path) -> None:
+    for file in frozen.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "heldout.jsonl.xz").unlink()
+    (tmp_path / "heldout.jsonl").write_text(json.dumps({"text": "x" * 99}))
+    with pytest.raises(ValueError, match=r"the documents are not those whose hash stands in corpus\.json"):
+        Files(path=str(tmp_path), seq_len=16).build(0)
+
+
+def test_runs_are_named_by_what_their_texts_say(corpus: Path, tmp_path: Path) -> None:
+    (tmp_path / "copy").mkdir()
+    for file in corpus.iterdir():
+        (tmp_path / "copy" / file.name).write_bytes(file.read_bytes())
+    root = run_experiment(text_arm(corpus), tmp_path / "runs", device="cpu")
+    assert run_experiment(text_arm(tmp_path / "copy"), tmp_path / "runs", device="cpu") == root
+    with (tmp_path / "copy" / "train.jsonl").open("a") as file:
+        file.write(json.dumps({"text": "another document " * 9}) + "\n")
+    assert run_experiment(text_arm(tmp_path / "copy"), tmp_path / "runs", device="cpu") != root
+    (run, _) = load_runs(tmp_path / "runs")
+    assert run.arm.task.path in (str(corpus), str(tmp_path / "copy"))
+
+
+def test_a_vocabulary_is_stored_with_its_run(corpus: Path, tmp_path: Path) -> None:
+    experiment = text_arm(corpus, tokenizer="bpe", vocab_size=280)
+    (run,) = load_runs(run_experiment(experiment, tmp_path, device="cpu"))
+    stored = from_json((run.path / "tokenizer.json").read_text())
+    assert stored.num_tokens == 280
+    assert stored.sha256 == run.data["vocabulary"]["sha256"]
+    positions = run.positions
+    assert positions is not None
+    assert positions.document_bytes is not None
+    ratio = positions.document_bytes.sum() / positions.document_count.sum()
+    assert 2 < ratio < 10
+    assert sum(len(numbers) for numbers in run.data["heldout_groups"].values()) == len(positions.documents)
+
+
+def test_a_preset_runs_on_files(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    preset = tmp_path / "small.py"
+    preset.write_text(
+        "from dataclasses import replace\n"
+        "from icl_eval import Budget\n"
+        "from tests.icl_eval.tiny import experiment as tiny\n"
+        "def experiment():\n"
+        "    arms = [replace(arm, budget=Budget(tokens=2000)) for arm in tiny().arms[1:]]\n"
+        "    return replace(tiny(), arms=tuple(arms), snapshots=1)\n"
+    )
+    run = ["run", preset, "--text", corpus, "--out", tmp_path / "runs", "--device", "cpu"]
+    code, _, errors = icl_eval(monkeypatch, capsys, *run)
+    assert code == 0, errors
+    tasks = {run.name: run.arm.task for run in load_runs(tmp_path / "runs")}
+    assert tasks["mqar-power"] == load_preset(TINY).arms[1].task
+    assert tasks["text-linear"] == Files(path=str(corpus), seq_len=48)
+
+
+def test_inspect_tells_documents_lengths_and_hash(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    command = ["data", "inspect", corpus, "--tokenizer", "bpe", "--vocab-size", "280", "--out", tmp_path / "a.png"]
+    code, out, errors = icl_eval(monkeypatch, capsys, *command)
+    assert code == 0, errors
+    made = Files(path=str(corpus), tokenizer="bpe", vocab_size=280).corpus()
+    assert made.about["sha256"] in out
+    train = made.members("train")
+    assert f"{made.documents['bytes'][train].sum() / made.sizes[train].sum():.3f}" in out
+    assert "8 bottles of beer on the wall, 8 bottles" in out
+    assert "s0" in out
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["data", "inspect", "source_cod"], "unknown text task or path 'source_cod'; did you mean 'source_code'"),
+        (["data", "inspect", "files"], "says where its documents are in a preset"),
+        (["data", "inspect", "source_code", "--tokenizer", "byte"], "unknown tokenizer 'byte'; did you mean 'bytes'"),
+        (["data", "inspect", "source_code", "--tokenizer", "bpe"], "vocab_size = None: must be between 257"),
+        (["data", "inspect", "source_code", "--tokenizer", "gpt2"], "tokenizer_path = None: must be a folder with"),
+        (["run", "quickstart", "--text", "nowhere"], "nowhere': there is no such file or folder"),
+    ],
+)
+def test_mistakes_are_answered_in_a_sentence(
+    arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    code, _, errors = icl_eval(monkeypatch, capsys, *arguments)
+    assert code == 2
+    assert message in errors
