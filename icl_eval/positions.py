@@ -51,7 +51,8 @@ class Positions:
     """Measurements at K points of a run.
 
     Attributes:
-        step, tokens, flops, seconds: ``[K]``, what training had spent: steps, tokens, FLOPs, seconds without measuring.
+        step, tokens, flops, seconds: ``[K]``, what the model measured had been trained for, seconds without measuring;
+            where the schedule branches, what the branch's own path took.
         nll_sum, nll_square_sum, correct: ``[K, P]``, as in :class:`Measurement`.
         document_nll_sum, document_correct: ``[K, N, bins]``.
         count, documents, bin_edges, document_count: as in :class:`Measurement`, the same for every point.
@@ -71,10 +72,10 @@ class Positions:
     bin_edges: np.ndarray
     document_count: np.ndarray
 
-    def before(self, step: int) -> Self:
-        """The points up to ``step``, included."""
-        keep = self.step <= step
-        return type(self)(**{f.name: _stacked(self, f.name, keep) for f in fields(self)})
+    def first(self, points: int) -> Self:
+        """The first of the points."""
+        arrays = {f.name: getattr(self, f.name) for f in fields(self)}
+        return type(self)(**{name: x if name in _ONCE else x[:points] for name, x in arrays.items()})
 
     def to_bytes(self) -> bytes:
         """All arrays as the contents of a compressed NPZ file."""
@@ -89,11 +90,6 @@ class Positions:
 
 
 _ONCE = ("count", "documents", "bin_edges", "document_count")
-
-
-def _stacked(positions: Positions, name: str, keep: np.ndarray) -> np.ndarray:
-    values = getattr(positions, name)
-    return values if name in _ONCE else values[keep]
 
 
 def append(positions: Positions | None, measurement: Measurement, spent: Mapping[str, float]) -> Positions:
