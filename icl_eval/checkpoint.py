@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 import warnings
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -17,18 +18,34 @@ KEEP = 2
 """How many checkpoints of a run are kept."""
 
 
+@dataclass
+class Progress:
+    """How far a run has come.
+
+    Attributes:
+        step, seconds: that the model at hand has been trained for.
+        steps_spent, seconds_spent: that the run has trained for, on the trunk and on all branches.
+    """
+
+    step: int = 0
+    seconds: float = 0.0
+    steps_spent: int = 0
+    seconds_spent: float = 0.0
+
+
 def save_checkpoint(
-    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, *, step: int, seconds: float
+    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress, fork: int | None = None
 ) -> None:
-    """Write ``folder/step-N`` and remove all but the last :data:`KEEP`.
+    """Write ``folder/step-N``, N the steps spent, and remove all but the last :data:`KEEP` and the forks they need.
+
+    Any that stand after N are of a path that was left, and removed too.
 
     The manifest, written last, holds the hash of each file: a checkpoint without it, or with other hashes, is torn.
 
     Args:
-        step: steps taken.
-        seconds: spent on training.
+        fork: N of the checkpoint of the trunk, to which the run returns when the branch that this one is on has ended.
     """
-    target = folder / f"step-{step:09d}"
+    target = _path(folder, progress.steps_spent)
     files = {
         "model.safetensors": save(_contiguous(model.state_dict())),
         "optimizer.safetensors": save(_optimizer_tensors(optimizer)),
@@ -36,32 +53,58 @@ def save_checkpoint(
     for name, data in files.items():
         write_atomically(target / name, data)
     hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
-    write_atomically(target / "manifest.json", json.dumps({"step": step, "seconds": seconds, "sha256": hashes}))
-    for old in sorted(folder.glob("step-*"))[:-KEEP]:
+    manifest = {"progress": asdict(progress), "fork": fork, "sha256": hashes}
+    write_atomically(target / "manifest.json", json.dumps(manifest))
+    kept = sorted(path for path in folder.glob("step-*") if path <= target)[-KEEP:]
+    kept += [_path(folder, fork) for fork in map(_fork, kept) if fork is not None]
+    for old in set(folder.glob("step-*")) - set(kept):
         shutil.rmtree(old)
 
 
-def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, float]:
-    """Restore the newest intact checkpoint; damaged ones are named in a warning and passed over.
+def load_checkpoint(
+    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, steps_spent: int | None = None
+) -> Progress:
+    """Restore the newest intact checkpoint, or the one at ``steps_spent``.
+
+    Damaged ones are named in a warning and passed over.
 
     Returns:
-        Steps taken and seconds spent; ``(0, 0.0)`` where there is none.
+        How far the run had come; nowhere if there is no checkpoint.
     """
-    for target in sorted(folder.glob("step-*"), reverse=True):
+    candidates = sorted(folder.glob("step-*"), reverse=True) if steps_spent is None else [_path(folder, steps_spent)]
+    for target in candidates:
         try:
-            manifest = json.loads((target / "manifest.json").read_text())
-            tensors = {name: _verified(target / name, digest) for name, digest in manifest["sha256"].items()}
-            weights, slots = tensors["model.safetensors"], tensors["optimizer.safetensors"]
-            if _shapes(weights) != _shapes(model.state_dict()):
-                raise ValueError("it belongs to another model")
-            step, seconds = int(manifest["step"]), float(manifest["seconds"])
+            progress, weights, slots = _read(target, model)
+            if (fork := _fork(target)) is not None:
+                _read(_path(folder, fork), model)
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             warnings.warn(f"checkpoint {target} cannot be used ({error}); trying the one before it", stacklevel=2)
             continue
         model.load_state_dict(weights)
         _restore_optimizer(optimizer, slots)
-        return step, seconds
-    return 0, 0.0
+        return progress
+    return Progress()
+
+
+def _path(folder: Path, steps_spent: int) -> Path:
+    return folder / f"step-{steps_spent:09d}"
+
+
+def _fork(target: Path) -> int | None:
+    """The fork that a checkpoint needs; ``None`` if none, or if its manifest cannot be read."""
+    try:
+        return json.loads((target / "manifest.json").read_text())["fork"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _read(target: Path, model: nn.Module) -> tuple[Progress, dict[str, Tensor], dict[str, Tensor]]:
+    manifest = json.loads((target / "manifest.json").read_text())
+    tensors = {name: _verified(target / name, digest) for name, digest in manifest["sha256"].items()}
+    weights, slots = tensors["model.safetensors"], tensors["optimizer.safetensors"]
+    if _shapes(weights) != _shapes(model.state_dict()):
+        raise ValueError("it belongs to another model")
+    return Progress(**manifest["progress"]), weights, slots
 
 
 def _verified(path: Path, digest: str) -> dict[str, Tensor]:

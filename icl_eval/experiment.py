@@ -3,11 +3,11 @@
 import hashlib
 import inspect
 import json
-import math
 import re
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from icl_eval.budget import BACKWARD_FACTOR, Budget, Schedule
 from icl_eval.config import Config
@@ -17,13 +17,18 @@ from icl_eval.tasks import Task
 
 @dataclass(frozen=True, kw_only=True)
 class Training(Config):
-    """AdamW, linear warm-up, cosine decay over the arm's own horizon. Defaults are the paper's (section 4).
+    """AdamW, linear warm-up, decay over the arm's own horizon. Defaults are the paper's (section 4).
 
     Attributes:
         batch_size: sequences a step, over all processes.
         learning_rate: at its peak.
-        final_learning_rate: at the last step.
+        final_learning_rate: at the last step, and at the end of every branch.
         warmup_tokens: length of the warm-up; at most a tenth of the run is used.
+        schedule: ``"cosine"`` decays from the warm-up to the end, and is measured on the way, at points that are not
+            finished runs. ``"branched"`` keeps the rate constant, and at every share of the budget in ``branches`` has
+            a finished run: a copy that decays over the last steps before that point and is measured at it.
+        branches: shares of the budget, rising to 1.
+        decay_fraction: share of each branch's steps, counted from the run's start, over which it decays.
         weight_decay: on matrices only.
         betas: of AdamW.
         clip_norm: largest norm of the gradient.
@@ -33,6 +38,9 @@ class Training(Config):
     learning_rate: float = 3e-4
     final_learning_rate: float = 1e-5
     warmup_tokens: int = 2000 * 32 * 1024
+    schedule: Literal["cosine", "branched"] = "cosine"
+    branches: tuple[float, ...] = (0.25, 0.5, 1.0)
+    decay_fraction: float = 0.2
     weight_decay: float = 0.1
     betas: tuple[float, float] = (0.9, 0.999)
     clip_norm: float = 1.0
@@ -46,18 +54,13 @@ class Training(Config):
             f"between 0 and learning_rate = {self.learning_rate}",
         )
         self.require(self.warmup_tokens >= 0, "warmup_tokens", "at least 0")
+        self.require(self.schedule in ("cosine", "branched"), "schedule", "'cosine' or 'branched'")
+        rising = all(low < high for low, high in pairwise((0.0, *self.branches)))
+        self.require(rising and self.branches[-1:] == (1.0,), "branches", "shares of the budget that rise to 1.0")
+        self.require(0 < self.decay_fraction <= 1, "decay_fraction", "above 0 and at most 1")
         self.require(self.weight_decay >= 0, "weight_decay", "at least 0")
         self.require(len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas), "betas", "two numbers in [0, 1)")
         self.require(self.clip_norm > 0, "clip_norm", "positive")
-
-    def learning_rate_at(self, step: int, steps: int, tokens_per_step: int) -> float:
-        """Learning rate of step 0, 1, …, ``steps - 1``."""
-        warmup = min(math.ceil(self.warmup_tokens / tokens_per_step), steps // 10)
-        if step < warmup:
-            return self.learning_rate * (step + 1) / (warmup + 1)
-        progress = (step - warmup) / max(steps - 1 - warmup, 1)
-        span = self.learning_rate - self.final_learning_rate
-        return self.final_learning_rate + span * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -53,7 +53,8 @@ class Positions:
     """Measurements at K points of a run.
 
     Attributes:
-        step, tokens, flops, seconds: ``[K]``, what training had spent: steps, tokens, FLOPs, seconds without measuring.
+        step, tokens, flops, seconds: ``[K]``, what the model measured had been trained for, seconds without measuring;
+            where the schedule branches, what the branch's own path took.
         nll_sum, nll_square_sum, correct: ``[K, P]``, as in :class:`Measurement`.
         document_nll_sum, document_correct: ``[K, N, bins]``.
         count, documents, bin_edges, document_count, document_bytes: as in :class:`Measurement`, the same for every
@@ -75,10 +76,10 @@ class Positions:
     document_count: np.ndarray
     document_bytes: np.ndarray | None = None
 
-    def before(self, step: int) -> Self:
-        """The points up to ``step``, included."""
-        keep = self.step <= step
-        return type(self)(**{f.name: _stacked(self, f.name, keep) for f in fields(self)})
+    def first(self, points: int) -> Self:
+        """The first of the points."""
+        arrays = {f.name: getattr(self, f.name) for f in fields(self)}
+        return type(self)(**{name: x if name in _ONCE else x[:points] for name, x in arrays.items()})
 
     def of(self, documents: np.ndarray) -> Self:
         """Those of the given documents that were measured, such as one source's; sums by position are left whole."""
@@ -107,11 +108,6 @@ class Positions:
 
 
 _ONCE = ("count", "documents", "bin_edges", "document_count", "document_bytes")
-
-
-def _stacked(positions: Positions, name: str, keep: np.ndarray) -> np.ndarray:
-    values = getattr(positions, name)
-    return values if name in _ONCE else values[keep]
 
 
 def append(positions: Positions | None, measurement: Measurement, spent: Mapping[str, float]) -> Positions:

@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from icl_eval.budget import Schedule
 from icl_eval.experiment import Arm, Experiment
 from icl_eval.run_folder import RunFolder, to_json, write_atomically
+from icl_eval.schedule import make_plan
 from icl_eval.tasks import Source, TextSource
 from icl_eval.train import calibrate, heldout_sequences, train_arm
 
@@ -41,8 +42,8 @@ def run_experiment(
         device: ``"auto"`` (a CUDA GPU if there is one), ``"cpu"`` or ``"cuda"``. GPUs train in bfloat16, CPUs in
             float32.
         checkpoint_seconds: time between checkpoints.
-        on_start: called with arm, seed and steps before each run that is not done.
-        on_progress: called during each run with steps taken and mean loss.
+        on_start: called with arm, seed and steps, all branches included, before each run that is not done.
+        on_progress: called during each run with steps spent and mean loss.
         on_end: called after each run, and at once for those done before.
 
     Raises:
@@ -52,7 +53,7 @@ def run_experiment(
     accelerator = make_accelerator(device)
     for arm in experiment.arms:
         if arm.budget.seconds is None:
-            arm.schedule()
+            make_plan(arm, arm.schedule().steps, experiment.snapshots)
         if arm.training.batch_size < accelerator.num_processes:
             raise ValueError(
                 f"arm {arm.name!r}: batch_size = {arm.training.batch_size} is smaller than the number of processes, "
@@ -79,14 +80,15 @@ def run_experiment(
             if not folder.done:
                 source = sources[arm.task, seed]
                 schedule = _schedule(arm, folder, source, accelerator)
+                plan = make_plan(arm, schedule.steps, experiment.snapshots)
                 if accelerator.is_main_process:
                     folder.begin(
-                        describe(arm, seed, schedule, accelerator),
+                        describe(arm, seed, schedule, plan.steps_spent, accelerator),
                         environment(accelerator.device),
                         source.manifest(),
                         source.vocabulary() if isinstance(source, TextSource) else None,
                     )
-                on_start(arm, seed, schedule.steps)
+                on_start(arm, seed, plan.steps_spent)
                 train_arm(
                     experiment,
                     arm,
@@ -126,8 +128,11 @@ def _schedule(arm: Arm, folder: RunFolder, source: Source, accelerator: Accelera
     return Schedule(**recorded["schedule"]) if recorded else arm.schedule(calibrate(arm, source, accelerator))
 
 
-def describe(arm: Arm, seed: int, schedule: Schedule, accelerator: Accelerator) -> dict[str, Any]:
-    """``config.json`` of a run: the resolved config, and what follows from it."""
+def describe(arm: Arm, seed: int, schedule: Schedule, steps_spent: int, accelerator: Accelerator) -> dict[str, Any]:
+    """``config.json`` of a run: the resolved config, and what follows from it.
+
+    ``schedule`` is the budget, which the model measured last has been trained for; ``spent`` counts all branches.
+    """
     context = arm.task.seq_len
     state, model = arm.model.state_size(context), arm.model
     flops, paper = model.flops_per_token(context), model.flops_per_token(context, causal=False)
@@ -138,6 +143,11 @@ def describe(arm: Arm, seed: int, schedule: Schedule, accelerator: Accelerator) 
         "precision": accelerator.mixed_precision,
         "processes": accelerator.num_processes,
         "schedule": schedule._asdict(),
+        "spent": {
+            "steps": steps_spent,
+            "tokens": steps_spent * arm.tokens_per_step,
+            "flops": steps_spent * arm.flops_per_step,
+        },
         "costs": {
             "context": context,
             "parameters": model.num_parameters(),

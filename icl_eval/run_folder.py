@@ -4,8 +4,9 @@ config.json     the arm and seed, resolved, and what else determined the numbers
 env.json        versions, hardware, commit
 data.json       manifest of the data
 tokenizer.json  vocabulary, where tokens are text but not bytes
-metrics.jsonl   a line every few steps: step, tokens, flops, seconds, loss, learning rate, gradient norm
-positions.npz   losses by position at log-spaced points of the budget (icl_eval.positions.Positions)
+metrics.jsonl   a line every few steps: branch (null on the trunk), step, tokens, flops, seconds, loss, learning rate,
+                gradient norm, and steps and seconds spent on the trunk and all branches
+positions.npz   losses by position at points of the budget (icl_eval.positions.Positions)
 checkpoint/     the last two resumable states (icl_eval.checkpoint)
 DONE            how it ended; a folder without it is unfinished and never read as a result
 """
@@ -92,15 +93,26 @@ class RunFolder:
         for name, content in (("config.json", config), ("env.json", env), ("data.json", manifest)):
             write_atomically(self.path / name, to_json(content, indent=2))
 
-    def rewind(self, step: int) -> Positions | None:
-        """Forget all that was written after ``step``, where a checkpoint stands; returns the positions kept."""
-        kept = [row for row in _read_metrics(self.path / "metrics.jsonl") if row["step"] <= step]
+    def rewind(self, steps_spent: int, measured: list[int]) -> Positions | None:
+        """Forget all that was written after a checkpoint; returns the positions kept.
+
+        Args:
+            steps_spent: where the checkpoint stands.
+            measured: the steps of the measurements taken by then.
+
+        Raises:
+            RunFolderError: one of them is lacking.
+        """
+        kept = [row for row in _read_metrics(self.path / "metrics.jsonl") if row["steps_spent"] <= steps_spent]
         write_atomically(self.path / "metrics.jsonl", "".join(map(to_json, kept)))
         file = self.path / "positions.npz"
-        if not file.exists() or step == 0:
+        if not measured:
             file.unlink(missing_ok=True)
             return None
-        return _read_positions(file).before(step)
+        positions = _read_positions(file).first(len(measured)) if file.exists() else None
+        if positions is None or positions.step.tolist() != measured:
+            raise RunFolderError(f"{self.path} lacks measurements before step {measured[-1]}: remove it to start again")
+        return positions
 
     def log(self, row: dict[str, Any]) -> None:
         """Append a line to ``metrics.jsonl``."""

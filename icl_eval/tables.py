@@ -10,6 +10,7 @@ from icl_eval.kernels import expanded_dim
 from icl_eval.models import Flops, Linear, MixerConfig, ModelConfig, Softmax, Window
 from icl_eval.plots import Group, group_runs
 from icl_eval.run_folder import Run
+from icl_eval.schedule import make_plan
 from icl_eval.statistics import Estimate, best_context_loss, context_gain, overall
 from icl_eval.tasks import Task
 
@@ -32,9 +33,13 @@ def plan_table(experiment: Experiment) -> Table:
                 f"{state:,}",
                 _ratio(model.flops_per_token(task.seq_len)),
                 _ratio(model.flops_per_token(task.seq_len, causal=False)),
-                *_planned(arm),
+                *_planned(arm, experiment.snapshots),
             )
         table.add_section()
+    if any(arm.training.schedule == "branched" for arm in experiment.arms):
+        table.caption = (
+            "steps: of the whole budget, + those of the decays of earlier branches, which it does not count."
+        )
     return table
 
 
@@ -144,11 +149,13 @@ def _ratio(flops: Flops) -> str:
     return f"{ratio:.1f}:1" if ratio >= 1 else f"1:{1 / ratio:.1f}"
 
 
-def _planned(arm: Arm) -> list[str]:
+def _planned(arm: Arm, snapshots: int) -> list[str]:
     if arm.budget.seconds is not None:
         return ["-", "-", "-", f"{arm.budget.seconds:g} s"]
     schedule = arm.schedule()
-    return [f"{schedule.steps:,}", _millions(schedule.tokens), f"{schedule.flops:.3g}", f"{schedule.mismatch:+.2%}"]
+    branches = make_plan(arm, schedule.steps, snapshots).steps_spent - schedule.steps
+    steps = f"{schedule.steps:,}" + (f" + {branches:,}" if branches else "")
+    return [steps, _millions(schedule.tokens), f"{schedule.flops:.3g}", f"{schedule.mismatch:+.2%}"]
 
 
 def _result(task: Task, group: Group) -> list[str]:

@@ -5,6 +5,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 
 import numpy as np
 import torch
@@ -12,11 +13,12 @@ from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 
 from icl_eval.budget import Schedule
-from icl_eval.checkpoint import load_checkpoint, save_checkpoint
+from icl_eval.checkpoint import Progress, load_checkpoint, save_checkpoint
 from icl_eval.experiment import Arm, Experiment
 from icl_eval.measure import ScoredLoss, measure
 from icl_eval.positions import append
 from icl_eval.run_folder import RunFolder, RunFolderError
+from icl_eval.schedule import Leg, learning_rate_at, make_plan
 from icl_eval.tasks import Batch, Source
 
 MIN_DOCUMENTS = 4
@@ -27,12 +29,6 @@ LOG_EVERY_STEPS = 10
 
 class DivergedError(ArithmeticError):
     """The loss is NaN or infinite."""
-
-
-def snapshot_steps(steps: int, snapshots: int) -> list[int]:
-    """Log-spaced steps to measure after, ``steps`` included, over the last seven octaves of the budget."""
-    spaced = np.geomspace(max(1.0, steps / 128), steps, snapshots) if snapshots > 1 else [steps]
-    return sorted({round(step) for step in spaced})
 
 
 def train_arm(
@@ -57,76 +53,135 @@ def train_arm(
         folder: where ``begin`` has been called already.
         accelerator: device, processes and precision.
         checkpoint_seconds: time between checkpoints.
-        on_progress: called with the steps taken and the last mean loss (nats).
+        on_progress: called with the steps spent and the last mean loss (nats).
     """
-    training = arm.training
-    model, optimizer = _prepare(arm, seed, accelerator)
-    bare, bare_optimizer = accelerator.unwrap_model(model), optimizer.optimizer
-    step, seconds = load_checkpoint(folder.path / "checkpoint", bare, bare_optimizer)
-    accelerator.wait_for_everyone()
-    positions = folder.rewind(step) if accelerator.is_main_process else None
-    num_sequences = heldout_sequences(experiment, source)
-    measure_after = set(snapshot_steps(schedule.steps, experiment.snapshots))
-    kept = set() if positions is None else set(positions.step.tolist())
-    if accelerator.is_main_process and kept != {s for s in measure_after if s <= step}:
-        raise RunFolderError(f"{folder.path} lacks measurements before step {step}: remove it to start again")
+    _Trainer(experiment, arm, seed, source, schedule, folder, accelerator, checkpoint_seconds, on_progress).train()
 
-    def spent() -> dict[str, float]:
-        return {
-            "step": step,
-            "tokens": step * arm.tokens_per_step,
-            "flops": step * arm.flops_per_step,
-            "seconds": seconds,
-        }
 
-    losses: list[torch.Tensor] = []
-    norms: list[torch.Tensor] = []
-    started = last_checkpoint = time.perf_counter()
-    try:
-        for batch in _prefetched(source, step, schedule.steps, training.batch_size):
-            learning_rate = training.learning_rate_at(step, schedule.steps, arm.tokens_per_step)
-            for group in optimizer.param_groups:
+class _Trainer:
+    """One run, from its last checkpoint to its end."""
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        arm: Arm,
+        seed: int,
+        source: Source,
+        schedule: Schedule,
+        folder: RunFolder,
+        accelerator: Accelerator,
+        checkpoint_seconds: float,
+        on_progress: Callable[[int, float], None],
+    ):
+        self.arm, self.source, self.folder, self.accelerator = arm, source, folder, accelerator
+        self.checkpoint_seconds, self.on_progress = checkpoint_seconds, on_progress
+        self.plan = make_plan(arm, schedule.steps, experiment.snapshots)
+        self.eval_batch_size = experiment.eval_batch_size
+        self.eval_sequences = heldout_sequences(experiment, source)
+        self.model, self.optimizer = _prepare(arm, seed, accelerator)
+        self.progress = self._load()
+        measured = self.plan.measured_before(self.progress.steps_spent)
+        self.positions = folder.rewind(self.progress.steps_spent, measured) if accelerator.is_main_process else None
+        self.last_checkpoint = time.perf_counter()
+
+    def train(self) -> None:
+        try:
+            for leg in self.plan.legs_after(self.progress.steps_spent):
+                self._train_leg(leg)
+            self._save()
+            how = {"status": "complete"}
+        except DivergedError as error:
+            how = {"status": "nan", "reason": f"{error} after step {self.progress.step}"}
+        if self.accelerator.is_main_process:
+            self.folder.finish(**how, **asdict(self.progress))
+
+    def _train_leg(self, leg: Leg) -> None:
+        training, progress = self.arm.training, self.progress
+        if leg.restores and progress.step == leg.start:
+            self._save()
+        losses: list[torch.Tensor] = []
+        norms: list[torch.Tensor] = []
+        started = time.perf_counter()
+        for batch in _prefetched(self.source, progress.step, leg.stop, training.batch_size):
+            learning_rate = learning_rate_at(training, self.plan, leg, progress.step)
+            for group in self.optimizer.param_groups:
                 group["lr"] = learning_rate
-            loss, norm = _step(model, optimizer, batch, arm, accelerator)
+            loss, norm = _step(self.model, self.optimizer, batch, self.arm, self.accelerator)
             losses.append(loss)
             norms.append(norm)
-            step += 1
+            progress.step += 1
+            progress.steps_spent += 1
 
-            if step % LOG_EVERY_STEPS == 0 or step == schedule.steps or step in measure_after:
+            if progress.step % LOG_EVERY_STEPS == 0 or progress.step == leg.stop or progress.step in leg.measured:
                 mean_loss, mean_norm = (torch.stack(values).mean().item() for values in (losses, norms))
                 losses, norms = [], []
-                now = time.perf_counter()
-                seconds, started = seconds + now - started, now
-                row = {**spent(), "loss": mean_loss, "learning_rate": learning_rate, "gradient_norm": mean_norm}
-                if accelerator.is_main_process:
-                    folder.log(row)
-                on_progress(step, mean_loss)
-                if not math.isfinite(mean_loss):
-                    raise DivergedError(f"training loss is {mean_loss}")
-                if step in measure_after:
-                    measurement = measure(
-                        model,
-                        source,
-                        num_positions=arm.task.num_positions,
-                        num_sequences=num_sequences,
-                        batch_size=experiment.eval_batch_size,
-                        accelerator=accelerator,
-                    )
-                    if not math.isfinite(measurement.nll_sum.sum()):
-                        raise DivergedError("held-out loss is not finite")
-                    if accelerator.is_main_process:
-                        positions = append(positions, measurement, spent())
-                        folder.save_positions(positions)
-                due = time.perf_counter() - last_checkpoint >= checkpoint_seconds
-                if accelerator.is_main_process and (due or step == schedule.steps):
-                    save_checkpoint(folder.path / "checkpoint", bare, bare_optimizer, step=step, seconds=seconds)
-                    last_checkpoint = time.perf_counter()
+                seconds = time.perf_counter() - started
+                progress.seconds += seconds
+                progress.seconds_spent += seconds
+                self._log(leg, loss=mean_loss, learning_rate=learning_rate, gradient_norm=mean_norm)
+                if progress.step in leg.measured:
+                    self._measure()
+                if progress.step < leg.stop:
+                    self._save_when_due(leg.spent_before if leg.restores else None)
                 started = time.perf_counter()
-        how = {"status": "complete"}
-    except DivergedError as error:
-        how = {"status": "nan", "reason": f"{error} after step {step}"}
-    if accelerator.is_main_process:
-        folder.finish(**how, step=step, seconds=seconds)
+        if leg.restores:
+            fork = self._load(leg.spent_before)
+            progress.step, progress.seconds = fork.step, fork.seconds
+            self._save_when_due()
+
+    def _log(self, leg: Leg, **values: float) -> None:
+        progress = self.progress
+        if self.accelerator.is_main_process:
+            spent = {"steps_spent": progress.steps_spent, "seconds_spent": progress.seconds_spent}
+            self.folder.log({"branch": leg.branch, **self._seen(), **values, **spent})
+        self.on_progress(progress.steps_spent, values["loss"])
+        if not math.isfinite(values["loss"]):
+            raise DivergedError(f"training loss is {values['loss']}")
+
+    def _seen(self) -> dict[str, float]:
+        """What the model at hand has been trained on."""
+        step = self.progress.step
+        return {
+            "step": step,
+            "tokens": step * self.arm.tokens_per_step,
+            "flops": step * self.arm.flops_per_step,
+            "seconds": self.progress.seconds,
+        }
+
+    def _measure(self) -> None:
+        measurement = measure(
+            self.model,
+            self.source,
+            num_positions=self.arm.task.num_positions,
+            num_sequences=self.eval_sequences,
+            batch_size=self.eval_batch_size,
+            accelerator=self.accelerator,
+        )
+        if not math.isfinite(measurement.nll_sum.sum()):
+            raise DivergedError("held-out loss is not finite")
+        if self.accelerator.is_main_process:
+            self.positions = append(self.positions, measurement, self._seen())
+            self.folder.save_positions(self.positions)
+
+    def _save_when_due(self, fork: int | None = None) -> None:
+        if time.perf_counter() - self.last_checkpoint >= self.checkpoint_seconds:
+            self._save(fork)
+
+    def _save(self, fork: int | None = None) -> None:
+        if self.accelerator.is_main_process:
+            model, optimizer = self.accelerator.unwrap_model(self.model), self.optimizer.optimizer
+            save_checkpoint(self.folder.path / "checkpoint", model, optimizer, self.progress, fork)
+        self.last_checkpoint = time.perf_counter()
+
+    def _load(self, steps_spent: int | None = None) -> Progress:
+        """Restore the newest checkpoint, or the one at ``steps_spent``, in all processes."""
+        self.accelerator.wait_for_everyone()
+        model, optimizer = self.accelerator.unwrap_model(self.model), self.optimizer.optimizer
+        progress = load_checkpoint(self.folder.path / "checkpoint", model, optimizer, steps_spent)
+        self.accelerator.wait_for_everyone()
+        if steps_spent is not None and progress.steps_spent != steps_spent:
+            raise RunFolderError(f"{self.folder.path} has lost the trunk's checkpoint at step {steps_spent}: run again")
+        return progress
 
 
 def calibrate(arm: Arm, source: Source, accelerator: Accelerator) -> float:

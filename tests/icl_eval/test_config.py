@@ -2,11 +2,10 @@
 
 import json
 from dataclasses import dataclass, replace
-from itertools import pairwise
 
 import pytest
 
-from icl_eval import Arm, Budget, Experiment
+from icl_eval import Arm, Budget, Experiment, Training
 from icl_eval.config import Config, config_from_dict, lookup
 from icl_eval.models import ModelConfig, Power, Softmax
 from icl_eval.presets import load_preset, preset_files
@@ -64,6 +63,10 @@ def arm(**fields: object) -> Arm:
         (lambda: arm(name="a/b"), "Arm.name = 'a/b': must be letters"),
         (lambda: arm(budget=Budget(tokens=100)).schedule(), "arm 'a': a budget of 100 tokens is smaller than one step"),
         (lambda: Experiment(name="e", question="", arms=(arm(), arm())), "names must differ, got a, a"),
+        (lambda: Training(schedule="linear"), "Training.schedule = 'linear': must be 'cosine' or 'branched'"),
+        (lambda: Training(branches=(0.5, 0.25, 1.0)), "Training.branches .* must be shares of the budget that rise"),
+        (lambda: Training(branches=(0.5,)), "Training.branches .* must be shares of the budget that rise to 1.0"),
+        (lambda: Training(decay_fraction=0.0), "Training.decay_fraction = 0.0: must be above 0"),
         (lambda: Experiment(name="e", question="", arms=(arm(),), seeds=(1, 1)), "Experiment.seeds"),
         (lambda: Experiment(name="e", question="", arms=(arm(),), eval_sequences=8), "at least one batch"),
     ],
@@ -99,13 +102,3 @@ def test_fingerprint_follows_what_determines_the_numbers() -> None:
         *(e.fingerprint(device="cpu") for e in other),
     ]
     assert len(set(prints)) == 4
-
-
-def test_learning_rate_warms_up_and_ends_where_it_should() -> None:
-    training = arm().training
-    rates = [training.learning_rate_at(step, 1000, 8192) for step in range(1000)]
-    assert rates[0] < rates[50] < rates[99]
-    assert max(rates) == pytest.approx(3e-4)
-    assert rates[-1] == pytest.approx(1e-5)
-    assert all(later < earlier for earlier, later in pairwise(rates[110:]))
-    assert training.learning_rate_at(0, 1, 8192) == pytest.approx(3e-4)

@@ -15,14 +15,14 @@ import pytest
 import torch
 
 from icl_eval import Budget, load_run, load_runs
-from icl_eval.checkpoint import load_checkpoint, save_checkpoint
+from icl_eval.checkpoint import Progress, load_checkpoint, save_checkpoint
 from icl_eval.measure import ScoredLoss, measure
 from icl_eval.plots import plot_all
 from icl_eval.positions import Positions
 from icl_eval.presets import load_preset
 from icl_eval.run import make_accelerator, run_experiment
 from icl_eval.run_folder import RunFolderError, write_atomically
-from icl_eval.train import heldout_sequences, snapshot_steps
+from icl_eval.train import heldout_sequences
 
 TINY = str(Path(__file__).parent / "tiny.py")
 STORED = Path(__file__).parent / "tiny_curve.json"
@@ -202,19 +202,19 @@ def test_damaged_checkpoints_are_named_and_the_one_before_is_used(tmp_path: Path
         model(torch.ones(1, 3)).sum().backward()
         optimizer.step()
         weights.append(model.weight.detach().clone())
-        save_checkpoint(tmp_path, model, optimizer, step=step, seconds=float(step))
+        save_checkpoint(tmp_path, model, optimizer, Progress(step=step, steps_spent=step))
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["step-000000002", "step-000000003"]
     torn = tmp_path / "step-000000003" / "optimizer.safetensors"
     torn.write_bytes(torn.read_bytes()[:-4])
     with pytest.warns(
         UserWarning, match=r"step-000000003 cannot be used \(optimizer.safetensors is not what was written"
     ):
-        assert load_checkpoint(tmp_path, model, optimizer) == (2, 2.0)
+        assert load_checkpoint(tmp_path, model, optimizer) == Progress(step=2, steps_spent=2)
     assert torch.equal(model.weight, weights[1])
     other = torch.nn.Linear(4, 4)
     before = other.weight.detach().clone()
     with pytest.warns(UserWarning, match="it belongs to another model|is not what was written"):
-        assert load_checkpoint(tmp_path, other, torch.optim.AdamW(other.parameters())) == (0, 0.0)
+        assert load_checkpoint(tmp_path, other, torch.optim.AdamW(other.parameters())) == Progress()
     assert torch.equal(other.weight, before)
 
 
@@ -265,15 +265,6 @@ def test_a_budget_in_seconds_becomes_steps_once(tmp_path: Path, monkeypatch: pyt
 def test_devices_are_checked() -> None:
     with pytest.raises(ValueError, match="device = 'gpu': must be 'auto', 'cpu' or 'cuda'"):
         make_accelerator("gpu")
-
-
-def test_snapshots_are_log_spaced_and_end_with_the_budget() -> None:
-    steps = snapshot_steps(1280, 9)
-    assert steps[0] == 10
-    assert steps[-1] == 1280
-    assert len(steps) == 9
-    assert snapshot_steps(1, 9) == [1]
-    assert snapshot_steps(7, 1) == [7]
 
 
 def test_fewer_heldout_sequences_than_asked_is_said() -> None:
