@@ -1,10 +1,23 @@
 """In-context-learning tasks. ``TASKS`` maps the names of the command line to config classes."""
 
 from icl_eval.tasks.base import Batch, Source, Split, Task
+from icl_eval.tasks.classification import Classification
 from icl_eval.tasks.markov import Markov
 from icl_eval.tasks.mqar import MQAR
+from icl_eval.tasks.regression import Regression
 from icl_eval.tasks.text.source_code import SourceCode
 
-TASKS: dict[str, type[Task]] = {task.name: task for task in (MQAR, Markov, SourceCode)}
+TASKS: dict[str, type[Task]] = {task.name: task for task in (MQAR, Markov, Regression, Classification, SourceCode)}
 
-__all__ = ["MQAR", "TASKS", "Batch", "Markov", "Source", "SourceCode", "Split", "Task"]
+__all__ = [
+    "MQAR",
+    "TASKS",
+    "Batch",
+    "Classification",
+    "Markov",
+    "Regression",
+    "Source",
+    "SourceCode",
+    "Split",
+    "Task",
+]

@@ -11,6 +11,7 @@ from torch import Tensor
 from icl_eval.config import Config
 
 Split = Literal["train", "heldout"]
+Loss = Literal["cross_entropy", "squared_error"]
 SPLITS: tuple[Split, ...] = ("train", "heldout")
 HELDOUT_BLOCK = 32
 """Generated held-out sequences that share a random stream."""
@@ -21,11 +22,13 @@ class Batch(NamedTuple):
 
     Attributes:
         tokens: int64 ``[B, T]``, the model's input.
-        targets: int64 ``[B, T]``; ``targets[b, t]`` is to be predicted from ``tokens[b, : t + 1]``. Free where
-            unscored.
+        targets: int64 ``[B, T]``, or float32 where the task's loss is the squared error; ``targets[b, t]`` is to be
+            predicted from ``tokens[b, : t + 1]`` and ``inputs[b, : t + 1]``. Free where unscored.
         scored: bool ``[B, T]``; losses and accuracies count these positions only.
         position: int64 ``[B, T]``, the axis on which the task reports, at least 0. Free where unscored.
         document: int64 ``[B]``, the independent unit of resampling that each sequence belongs to.
+        inputs: float32 ``[B, T, input_dim]``, real vectors that the model reads beside the tokens (zero where a position
+            has a token only); ``None`` where the task has none.
     """
 
     tokens: Tensor
@@ -33,6 +36,7 @@ class Batch(NamedTuple):
     scored: Tensor
     position: Tensor
     document: Tensor
+    inputs: Tensor | None = None
 
 
 class Source(Protocol):
@@ -56,11 +60,18 @@ class Task(Config, ABC):
         seq_len: tokens a sequence.
         name: the task's name on the command line.
         version: raised whenever the same config would give other batches.
+        loss: of a scored target: the cross-entropy of a token in nats, or the squared error of a number.
     """
 
     seq_len: int = 256
     name: ClassVar[str]
     version: ClassVar[int]
+    loss: ClassVar[Loss] = "cross_entropy"
+
+    @property
+    def loss_unit(self) -> str:
+        """The unit of losses, :meth:`optimum`, :meth:`chance` and :meth:`anchors`."""
+        return "nats" if self.loss == "cross_entropy" else "squared error"
 
     @property
     def position_label(self) -> str:
@@ -73,6 +84,11 @@ class Task(Config, ABC):
         """Size of the vocabulary."""
 
     @property
+    def input_dim(self) -> int:
+        """Size of the real vectors beside the tokens; 0 for none."""
+        return 0
+
+    @property
     def num_positions(self) -> int:
         """Positions lie in ``[0, num_positions)``."""
         return self.seq_len + 1
@@ -82,11 +98,15 @@ class Task(Config, ABC):
         """The task's data; training sequences differ between seeds, held-out sequences do not."""
 
     def optimum(self, position: np.ndarray) -> np.ndarray | None:
-        """Lowest possible expected loss (nats) at each position, or ``None`` where it is not known."""
+        """Lowest possible expected loss at each position, or ``None`` where it is not known."""
         return None
 
+    def anchors(self, position: np.ndarray) -> dict[str, np.ndarray]:
+        """Expected losses of explicit predictors at each position, by name, to compare models with in figures."""
+        return {}
+
     def chance(self) -> float:
-        """Loss (nats) of the best guess that ignores the context."""
+        """Loss of the best guess that ignores the context."""
         return float(np.log(self.num_tokens))
 
     @property
@@ -101,7 +121,7 @@ class GeneratedTask(Task):
 
     @abstractmethod
     def draw(self, rng: np.random.Generator, rows: int) -> dict[str, np.ndarray]:
-        """``rows`` sequences: every field of :class:`Batch` but ``document``."""
+        """``rows`` sequences: every field of :class:`Batch` but ``document``; ``inputs`` where the task has them."""
 
     def build(self, seed: int) -> "GeneratedSource":
         return GeneratedSource(self, seed)
@@ -153,5 +173,5 @@ def generator(seed: int, split: Split, index: int) -> np.random.Generator:
 
 
 def to_tensor(array: np.ndarray) -> Tensor:
-    """int64 (or bool) tensor of an array."""
-    return torch.from_numpy(array if array.dtype == bool else array.astype(np.int64, copy=False))
+    """int64 tensor of an array; bool and float32 are kept."""
+    return torch.from_numpy(array if array.dtype in (bool, np.float32) else array.astype(np.int64, copy=False))

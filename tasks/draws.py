@@ -52,3 +52,13 @@ def occurrences(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     np.put_along_axis(last, columns, np.where(same, np.roll(columns, 1, axis=1), -1), axis=1)
     return earlier, last
 
+
+def rounded_normal(rng: np.random.Generator, *shape: int) -> np.ndarray:
+    """Standard normal numbers, float64, rounded to multiples of 1/1024.
+
+    Sums of a few thousand products of two or three of them are then exact in float64, in whatever order a machine adds
+    them.
+    """
+    draw = rng.standard_normal(shape, dtype=np.float32)
+    draw *= 1024
+    return np.rint(draw, out=draw).astype(np.float64) / 1024
