@@ -27,8 +27,8 @@ class Batch(NamedTuple):
         scored: bool ``[B, T]``; losses and accuracies count these positions only.
         position: int64 ``[B, T]``, the axis on which the task reports, at least 0. Free where unscored.
         document: int64 ``[B]``, the independent unit of resampling that each sequence belongs to.
-        inputs: float32 ``[B, T, input_dim]``, real vectors that the model reads beside the tokens (zero where a position
-            has a token only); ``None`` where the task has none.
+        inputs: float32 ``[B, T, input_dim]``, real vectors that the model reads beside the tokens (zero where there is
+            a token only); ``None`` where the task has none.
     """
 
     tokens: Tensor
@@ -123,6 +123,10 @@ class GeneratedTask(Task):
     def draw(self, rng: np.random.Generator, rows: int) -> dict[str, np.ndarray]:
         """``rows`` sequences: every field of :class:`Batch` but ``document``; ``inputs`` where the task has them."""
 
+    def draw_split(self, rng: np.random.Generator, rows: int, split: Split) -> dict[str, np.ndarray]:
+        """As :meth:`draw`, for tasks whose splits differ in more than their random streams."""
+        return self.draw(rng, rows)
+
     def build(self, seed: int) -> "GeneratedSource":
         return GeneratedSource(self, seed)
 
@@ -141,7 +145,7 @@ class GeneratedSource:
     def batch(self, split: Split, index: int, batch_size: int) -> Batch:
         first = index * batch_size
         if split == "train":
-            arrays = self.task.draw(generator(self.seed, split, index), batch_size)
+            arrays = self.task.draw_split(generator(self.seed, split, index), batch_size, split)
         else:
             blocks = range(first // HELDOUT_BLOCK, (first + batch_size - 1) // HELDOUT_BLOCK + 1)
             parts = [self._block(block) for block in blocks]
@@ -153,7 +157,8 @@ class GeneratedSource:
     def _block(self, block: int) -> dict[str, np.ndarray]:
         """A block of held-out sequences; the last one is kept, for batches smaller than a block."""
         if self._last_block is None or self._last_block[0] != block:
-            self._last_block = block, self.task.draw(generator(self.seed, "heldout", block), HELDOUT_BLOCK)
+            rng = generator(self.seed, "heldout", block)
+            self._last_block = block, self.task.draw_split(rng, HELDOUT_BLOCK, "heldout")
         return self._last_block[1]
 
     def num_sequences(self, split: Split) -> None:

@@ -17,8 +17,8 @@ SEQUENCES = 256
 class Classification(GeneratedTask):
     """In-context classification of Gaussian classes.
 
-    A sequence draws class means ``μ ~ N(0, I)`` in ``dim`` dimensions, and alternates points ``μ + noise · ε`` of random
-    classes with their labels. At every point its label is to be predicted. With ``num_classes=2``, ``dim=2`` and
+    A sequence draws class means ``μ ~ N(0, I)`` in ``dim`` dimensions, and alternates points ``μ + noise · ε`` of
+    random classes with their labels. At every point its label is to be predicted. With ``num_classes=2``, ``dim=2`` and
     ``seq_len=6``, a sequence is
 
         tokens      0    2    0    1    0    2      (0 at a point, then its label)
@@ -32,9 +32,9 @@ class Classification(GeneratedTask):
     ``n / (n + noise²) · x̄`` with variance ``noise² + noise² / (n + noise²)``, and of one not seen yet that it is normal
     around 0 with variance ``1 + noise²``.
 
-    The few-shot form (``burstiness=b``; after Reddy, "The mechanistic basis of data dependence and abrupt learning in an
-    in-context classification task", 2024, here with new classes in every sequence, so that nothing can be learned by
-    heart) shows every class b times in random order, then one point more, whose label alone is scored.
+    The few-shot form (``burstiness=b``; after Reddy, "The mechanistic basis of data dependence and abrupt learning in
+    an in-context classification task", 2024, here with new classes in every sequence, so that nothing can be learned
+    by heart) shows every class b times in random order, then one point more, whose label alone is scored.
 
     Attributes:
         num_classes: classes of a sequence.

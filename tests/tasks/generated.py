@@ -1,7 +1,6 @@
 """What every generated task's batches must be, whatever the task."""
 
 import hashlib
-import time
 
 import torch
 
@@ -33,14 +32,3 @@ def assert_pure(task: GeneratedTask) -> None:
         assert all_rows is None or torch.equal(all_rows[8:], rows)
     assert (whole.position[whole.scored] < task.num_positions).all()
     assert (whole.position >= 0).all()
-
-
-def tokens_per_second(task: GeneratedTask, batch_size: int = 32) -> float:
-    """The best of three batches of training data."""
-    source = task.build(0)
-    seconds = []
-    for index in range(3):
-        start = time.process_time()
-        source.batch("train", index, batch_size)
-        seconds.append(time.process_time() - start)
-    return batch_size * task.seq_len / min(seconds)
