@@ -90,6 +90,13 @@ class Arm(Config):
                 f"arm {self.name!r}: ModelConfig.vocab_size = {self.model.vocab_size}, but the task "
                 f"{self.task.name!r} has {self.task.num_tokens} tokens"
             )
+        for field_name in ("input_dim", "loss"):
+            of_model, of_task = getattr(self.model, field_name), getattr(self.task, field_name)
+            if of_model != of_task:
+                raise ValueError(
+                    f"arm {self.name!r}: ModelConfig.{field_name} = {of_model!r}, but the task {self.task.name!r} has "
+                    f"{of_task!r}"
+                )
 
     @property
     def tokens_per_step(self) -> int:

@@ -17,9 +17,9 @@ class ScoredLoss(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, tokens: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Negative log-likelihood (nats) ``[B, T]`` and whether the likeliest token is the target ``[B, T]``."""
-        return self.model.nll(tokens, targets)
+    def forward(self, tokens: Tensor, targets: Tensor, inputs: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Loss ``[B, T]`` in the task's unit, and whether the likeliest token is the target ``[B, T]`` (or NaN)."""
+        return self.model.nll(tokens, targets, inputs)
 
 
 @torch.no_grad()
@@ -47,7 +47,8 @@ def measure(
     by_document = np.zeros((4, len(documents) * num_bins))
     token_bytes = source.token_bytes() if isinstance(source, TextSource) else None
     for batch in batches[accelerator.process_index :: accelerator.num_processes]:
-        nll, correct = model(batch.tokens.to(accelerator.device), batch.targets.to(accelerator.device))
+        read = (batch.tokens, batch.targets) if batch.inputs is None else (batch.tokens, batch.targets, batch.inputs)
+        nll, correct = model(*(x.to(accelerator.device) for x in read))
         scored = batch.scored.numpy()
         values = nll.double().cpu().numpy()[scored]
         hits = correct.double().cpu().numpy()[scored]

@@ -23,6 +23,7 @@ from icl_eval.tasks import Task
 # Okabe and Ito's palette, told apart with any colour vision; a mixer keeps its colour in every figure.
 _COLORS = {"softmax": "#0072B2", "power": "#D55E00", "window": "#009E73", "linear": "#CC79A7"}
 _MARKERS = {"softmax": "o", "power": "s", "window": "^", "linear": "D"}
+ANCHOR_DASHES = ("-", (0, (5, 1)), "-.", (0, (1, 1)))
 _OTHERS = ("#E69F00", "#56B4E9", "#000000", "#999933")
 
 
@@ -102,7 +103,9 @@ def plot_loss_by_position(runs: Sequence[Run]) -> Figure:
         if optimum is not None:
             ax.plot(positions, optimum, color="0.3", ls="--", lw=1, label="best possible")
             ax.axhline(task.chance(), color="0.3", ls=":", lw=1, label="chance")
-        ax.set(xlabel=task.position_label, ylabel="held-out loss (nats per scored token)")
+        for (name, loss), dashes in zip(task.anchors(positions).items(), ANCHOR_DASHES, strict=False):
+            ax.plot(positions, loss, color="0.55", ls=dashes, lw=1, label=name)
+        ax.set(xlabel=task.position_label, ylabel=f"held-out loss ({task.loss_unit} per scored token)")
         _log_axis(ax)
 
     return _panels(runs, draw)
@@ -143,7 +146,7 @@ def plot_training(runs: Sequence[Run]) -> Figure:
                 x = np.mean([getattr(p, spent) for p in positions], axis=0) if points else []
                 ax.plot(x, value, label=group.label, **style)
                 ax.fill_between(x, low, high, color=style["color"], alpha=0.2, lw=0)
-            ax.set(xlabel=label, ylabel="best-context loss (nats per scored token)")
+            ax.set(xlabel=label, ylabel=f"best-context loss ({task.loss_unit} per scored token)")
             if row == 0:
                 ax.set_title(_title(task))
             _log_axis(ax, base=10)

@@ -27,8 +27,9 @@ class Measurement:
     """Sums over the scored tokens of held-out sequences, by position and by document × bin.
 
     Attributes:
-        nll_sum, nll_square_sum: float64 ``[P]``, nats (and squared nats).
-        correct: float64 ``[P]``, tokens whose likeliest prediction was right.
+        nll_sum, nll_square_sum: float64 ``[P]``, nats (and squared nats), or squared errors where the task predicts
+            numbers.
+        correct: float64 ``[P]``, tokens whose likeliest prediction was right; NaN where the task predicts numbers.
         count: float64 ``[P]``, scored tokens.
         documents: int64 ``[N]``, the documents' numbers.
         bin_edges: int64 ``[bins + 1]``, positions.

@@ -13,6 +13,7 @@ from icl_eval.run_folder import Run
 from icl_eval.schedule import make_plan
 from icl_eval.statistics import Estimate, best_context_loss, context_gain, overall
 from icl_eval.tasks import Task
+from icl_eval.tasks.base import GeneratedTask
 
 _COST_COLUMNS = ("arm", "param-\neters", "state\n/layer", "state\n/model", "weight:\nstate")
 VALID_GAIN = 0.05
@@ -44,15 +45,26 @@ def plan_table(experiment: Experiment) -> Table:
 
 
 def results_table(runs: Sequence[Run]) -> Table:
-    """What each arm is, spent and reached; losses in nats per scored token, with 95 % intervals over documents."""
+    """What each arm is, spent and reached; losses by scored token, with 95 % intervals over documents."""
     table = _table(
-        *_COST_COLUMNS, "tokens", "FLOPs", "seconds", "best-context loss\n(nats)", "at\npositions", "accuracy"
+        *_COST_COLUMNS,
+        "tokens",
+        "FLOPs",
+        "seconds",
+        f"best-context loss\n({loss_units(runs)})",
+        "at\npositions",
+        "accuracy",
     )
     for task, groups in group_runs(runs).items():
         for group in groups:
             table.add_row(*_result(task, group))
         table.add_section()
     return table
+
+
+def loss_units(runs: Sequence[Run]) -> str:
+    """The units of the tasks' losses, such as ``"nats"``."""
+    return ", ".join(dict.fromkeys(task.loss_unit for task in group_runs(runs)))
 
 
 def in_context_learning(runs: Sequence[Run]) -> list[str]:
@@ -63,7 +75,7 @@ def in_context_learning(runs: Sequence[Run]) -> list[str]:
     """
     sentences = []
     for task, groups in group_runs(runs).items():
-        if task.optimum(np.array([1])) is not None:
+        if isinstance(task, GeneratedTask) or task.optimum(np.array([1])) is not None:
             continue
         early = max(task.seq_len // 8, 1)
         gains = [(group.label, context_gain(group.positions, early)) for group in groups if group.positions]
@@ -177,8 +189,9 @@ def _result(task: Task, group: Group) -> list[str]:
     if diverged:
         steps = ", ".join(f"seed {run.seed} at step {run.status['step']}" for run in diverged)
         return [*row, f"NaN ({steps})", "-", "-"]
-    best, accuracy = best_context_loss(group.positions), overall(group.positions, "accuracy")
-    return [*row, _interval(best.estimate), f"{best.start}-{best.end}", _interval(accuracy)]
+    best = best_context_loss(group.positions)
+    accuracy = _interval(overall(group.positions, "accuracy")) if task.loss == "cross_entropy" else "-"
+    return [*row, _interval(best.estimate), f"{best.start}-{best.end}", accuracy]
 
 
 def _interval(estimate: Estimate) -> str:

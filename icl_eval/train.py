@@ -256,7 +256,8 @@ def _step(
     """
     mine = slice(accelerator.process_index, None, accelerator.num_processes)
     tokens, targets, scored = (x[mine].to(accelerator.device, non_blocking=True) for x in batch[:3])
-    nll, _ = model(tokens, targets)
+    inputs = () if batch.inputs is None else (batch.inputs[mine].to(accelerator.device, non_blocking=True),)
+    nll, _ = model(tokens, targets, *inputs)
     loss = (nll * scored).sum() / batch.scored.sum().item()
     accelerator.backward(loss * accelerator.num_processes)
     norm = accelerator.clip_grad_norm_(model.parameters(), arm.training.clip_norm)

@@ -4,7 +4,7 @@ import hashlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,8 @@ class ModelConfig(Config):
             hybrid.
         backbone: the layer around the mixer.
         tied_embeddings: use the embedding matrix as the head.
+        input_dim: size of real vectors that are read beside the tokens, through a projection; 0 for none.
+        loss: ``"cross_entropy"`` of tokens, or ``"squared_error"`` of a number, for which the head has one output.
     """
 
     vocab_size: int = 256
@@ -38,6 +40,8 @@ class ModelConfig(Config):
     mixers: tuple[MixerConfig, ...] = (Power(),)
     backbone: Backbone = field(default_factory=Transformer)
     tied_embeddings: bool = False
+    input_dim: int = 0
+    loss: Literal["cross_entropy", "squared_error"] = "cross_entropy"
 
     def __post_init__(self) -> None:
         self.require(self.vocab_size >= 2, "vocab_size", "at least 2")
@@ -50,6 +54,13 @@ class ModelConfig(Config):
             "num_layers",
             f"a multiple of the {len(self.mixers)} mixers' pattern",
         )
+        self.require(self.input_dim >= 0, "input_dim", "at least 0")
+        self.require(self.loss in ("cross_entropy", "squared_error"), "loss", "'cross_entropy' or 'squared_error'")
+        self.require(
+            not self.tied_embeddings or self.loss == "cross_entropy",
+            "tied_embeddings",
+            f"False with loss = {self.loss!r}",
+        )
 
     @property
     def width(self) -> int:
@@ -59,6 +70,11 @@ class ModelConfig(Config):
     def layers(self) -> tuple[MixerConfig, ...]:
         """The mixer of every layer."""
         return self.mixers * (self.num_layers // len(self.mixers))
+
+    @property
+    def num_outputs(self) -> int:
+        """Outputs of the head."""
+        return self.vocab_size if self.loss == "cross_entropy" else 1
 
     @property
     def label(self) -> str:
@@ -85,7 +101,7 @@ class ModelConfig(Config):
     def flops_per_token(self, context: int, *, causal: bool = True) -> Flops:
         """Forward FLOPs per token, averaged over ``context`` tokens; training costs three times as many."""
         layers = (self.backbone.flops_per_token(mixer, context, causal=causal) for mixer in self.layers)
-        return sum(layers, Flops(2.0 * self.width * self.vocab_size, 0.0))
+        return sum(layers, Flops(2.0 * self.width * (self.input_dim + self.num_outputs), 0.0))
 
 
 class LanguageModel(nn.Module):
@@ -95,34 +111,49 @@ class LanguageModel(nn.Module):
         super().__init__()
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.width)
+        self.input_proj = nn.Linear(config.input_dim, config.width, bias=False) if config.input_dim else None
         last = max(config.num_layers - 1, 1)
         self.layers = nn.ModuleList(config.backbone.build(mixer, i / last) for i, mixer in enumerate(config.layers))
         self.norm = nn.RMSNorm(config.width)
-        self.head = nn.Linear(config.width, config.vocab_size, bias=False)
+        self.head = nn.Linear(config.width, config.num_outputs, bias=False)
         if config.tied_embeddings:
             self.head.weight = self.embedding.weight
 
-    def forward(self, tokens: Tensor, state: tuple | None = None) -> tuple[Tensor, tuple]:
-        """Logits ``[B, T, vocab]`` for tokens ``[B, T]`` that follow ``state``, and the state after them."""
-        hidden, state = self.hidden(tokens, state)
+    def forward(self, tokens: Tensor, state: tuple | None = None, inputs: Tensor | None = None) -> tuple[Tensor, tuple]:
+        """Logits ``[B, T, vocab]`` for tokens ``[B, T]`` that follow ``state``, and the state after them.
+
+        A model of numbers gives ``[B, T, 1]``. ``inputs`` ``[B, T, input_dim]`` stand beside the tokens if the model
+        reads any.
+        """
+        hidden, state = self.hidden(tokens, state, inputs)
         return self.head(hidden), state
 
-    def hidden(self, tokens: Tensor, state: tuple | None = None, *, return_state: bool = True) -> tuple[Tensor, Any]:
+    def hidden(
+        self, tokens: Tensor, state: tuple | None = None, inputs: Tensor | None = None, *, return_state: bool = True
+    ) -> tuple[Tensor, Any]:
         """Normalised last hidden layer ``[B, T, C]``, and the state after the tokens (``None`` unless asked for)."""
         states = state or (None,) * len(self.layers)
         x = self.embedding(tokens)
+        if self.input_proj is not None:
+            x = x + self.input_proj(inputs)
         new_states = []
         for layer, layer_state in zip(self.layers, states, strict=True):
             x, layer_state = layer(x, layer_state, return_state=return_state)
             new_states.append(layer_state)
         return self.norm(x), tuple(new_states) if return_state else None
 
-    def nll(self, tokens: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def nll(self, tokens: Tensor, targets: Tensor, inputs: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Negative log-likelihood (nats, float32) ``[B, T]`` of the targets, and whether each is the likeliest token.
 
-        Logits exist for :data:`NLL_CHUNK_TOKENS` tokens at a time only, in the backward pass too.
+        A model of numbers gives squared errors (the negative log-likelihood of a normal distribution of variance 1/2,
+        but for a constant), and NaN in place of hits. Logits exist for :data:`NLL_CHUNK_TOKENS` tokens at a time only,
+        in the backward pass too.
         """
-        hidden, _ = self.hidden(tokens, return_state=False)
+        hidden, _ = self.hidden(tokens, inputs=inputs, return_state=False)
+        if self.config.loss == "squared_error":
+            with torch.autocast(hidden.device.type, enabled=False):
+                error = F.linear(hidden.to(self.head.weight.dtype), self.head.weight)[..., 0] - targets
+            return error.square(), torch.full_like(error, float("nan"))
         chunks = zip(
             hidden.flatten(0, 1).split(NLL_CHUNK_TOKENS), targets.flatten().split(NLL_CHUNK_TOKENS), strict=True
         )
@@ -135,9 +166,9 @@ class LanguageModel(nn.Module):
         nll, correct = (torch.cat(column).view_as(targets) for column in zip(*parts, strict=True))
         return nll, correct
 
-    def step(self, token: Tensor, state: tuple | None = None) -> tuple[Tensor, tuple]:
-        """Logits ``[B, vocab]`` after one more token ``[B]``, and the state after it."""
-        logits, state = self(token[:, None], state)
+    def step(self, token: Tensor, state: tuple | None = None, inputs: Tensor | None = None) -> tuple[Tensor, tuple]:
+        """Logits ``[B, vocab]`` after one more token ``[B]`` and its ``inputs`` ``[B, input_dim]``, and the state."""
+        logits, state = self(token[:, None], state, None if inputs is None else inputs[:, None])
         return logits[:, 0], state
 
     @torch.no_grad()

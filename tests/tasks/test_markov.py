@@ -44,7 +44,7 @@ def test_counting_meets_the_optimum_and_shuffled_contexts_do_not(order: int) -> 
 
 @pytest.mark.parametrize(
     ("states", "position", "loss", "tolerance"),
-    [(2, 100, 0.495, 0.025), (3, 100, 0.853, 0.025), (8, 1000, 1.746, 0.01), (8, 4096, 1.725, 0.01)],
+    [(2, 100, 0.495, 0.025), (3, 100, 0.853, 0.025), (8, 1000, 1.746, 0.01), (32, 4096, 3.152, 0.01)],
 )
 def test_optimum_is_near_the_values_measured_elsewhere(
     states: int, position: int, loss: float, tolerance: float
@@ -57,8 +57,8 @@ def test_optimum_is_near_the_values_measured_elsewhere(
 def test_batches_depend_on_seed_split_and_index_alone() -> None:
     task = Markov()
     digest = hashlib.sha256(task.build(0).batch("train", 7, 8).tokens.numpy().tobytes()).hexdigest()
-    # Of version 1. A change here means that the same config gives other data: raise Markov.version.
-    assert digest == "b4141574f2fbd1d40b92b127fc633013c70e99d3c99f8ff61abf15573c65606e"
+    # Of version 2. A change here means that the same config gives other data: raise Markov.version.
+    assert digest == "ea6d3e8abd816d088770a985a48591a3eab5f02ad7fa72ad7942e671038fef0e"
     first, second = task.build(0), task.build(1)
     assert torch.equal(first.batch("heldout", 0, 8).tokens, second.batch("heldout", 0, 8).tokens)
     assert not torch.equal(first.batch("train", 0, 8).tokens, second.batch("train", 0, 8).tokens)
