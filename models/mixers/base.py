@@ -25,6 +25,7 @@ class MixerConfig(Config, ABC):
         qk_norm: normalise queries and keys per head (RMS, learned scale) before the rotary embedding.
         name: the mixer's name on the command line.
         label: its name in figures.
+        shifts_tokens: it has token shifts of its own, so that the RWKV backbone leaves its own one out.
     """
 
     width: int = 64
@@ -33,6 +34,7 @@ class MixerConfig(Config, ABC):
     rotary_base: float | None = 10_000.0
     qk_norm: bool = False
     name: ClassVar[str]
+    shifts_tokens: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         self.require(self.width >= 1, "width", "at least 1")
@@ -121,6 +123,9 @@ class Mixer(nn.Module, ABC):
             q, k = (rotate(z, offset, self.config.rotary_base) for z in (q, k))
         y, state = self.attend(x, q, k, v, state, return_state)
         return self.out_proj(y.flatten(-2)), state
+
+    def start_at_depth(self, layer: int, num_layers: int) -> None:
+        """Called by the backbone: where a start depends on depth, layer 0, …, ``num_layers - 1`` sets it here."""
 
     def step(self, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
         """Mix one token ``[B, C]``; returns ``[B, C]`` and the state."""
