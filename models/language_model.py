@@ -87,6 +87,16 @@ class ModelConfig(Config):
         layers = (self.backbone.flops_per_token(mixer, context, causal=causal) for mixer in self.layers)
         return sum(layers, Flops(2.0 * self.width * self.vocab_size, 0.0))
 
+    def decode_flops(self, context: int) -> Flops:
+        """FLOPs of decoding the last token of a context of that many."""
+        weight = self.flops_per_token(context).weight
+        return Flops(weight, sum(mixer.decode_state_flops(context) for mixer in self.layers))
+
+    def executed_flops_per_token(self, context: int) -> Flops:
+        """As :meth:`flops_per_token`, of the torch forms as they are executed: what is masked away is counted too."""
+        counted = self.flops_per_token(context, causal=False)
+        return counted + Flops(0.0, sum(mixer.masked_flops(context) for mixer in self.layers))
+
 
 class LanguageModel(nn.Module):
     """Module of :class:`ModelConfig`. A state is a tuple of one a layer; ``None`` stands before the first token."""
