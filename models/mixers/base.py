@@ -66,7 +66,7 @@ class MixerConfig(Config, ABC):
         return self.name
 
     @abstractmethod
-    def build(self) -> "Mixer":
+    def build(self) -> "SequenceMixer":
         """The module, with parameters not yet initialised from a seed."""
 
     @abstractmethod
@@ -97,12 +97,45 @@ class MixerConfig(Config, ABC):
         return 2.0 * self.width * self.head_dim * 2 * (self.num_heads + self.kv_heads)
 
 
-class Mixer(nn.Module, ABC):
-    """Base of the mixers: projections, optional QK norm and rotary positions around :meth:`attend`.
+class SequenceMixer(nn.Module, ABC):
+    """What the backbones use of a mixer.
 
     A state is a ``NamedTuple`` of tensors and the number of tokens seen, ``length``; ``None`` is the state before the
     first token.
     """
+
+    config: MixerConfig
+
+    @abstractmethod
+    def forward(self, x: Tensor, state: Any = None, *, return_state: bool = True) -> tuple[Tensor, Any]:
+        """Mix a sequence that follows ``state``.
+
+        Args:
+            x: ``[B, T, C]``.
+            state: what an earlier call returned, or ``None`` at the start.
+            return_state: also return the state after the last token; ``None`` is returned in its place otherwise.
+
+        Returns:
+            ``[B, T, C]`` and the state.
+        """
+
+    def start_at_depth(self, layer: int, num_layers: int) -> None:
+        """Called by the backbone: where a start depends on depth, layer 0, …, ``num_layers - 1`` sets it here."""
+
+    def step(self, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+        """Mix one token ``[B, C]``; returns ``[B, C]`` and the state."""
+        y, state = self(x[:, None], state)
+        return y[:, 0], state
+
+    def state_size(self, context: int) -> StateSize:
+        return self.config.state_size(context)
+
+    def flops_per_token(self, context: int, *, causal: bool = True) -> Flops:
+        return self.config.flops_per_token(context, causal=causal)
+
+
+class Mixer(SequenceMixer):
+    """Base of the attention mixers: projections, optional QK norm and rotary positions around :meth:`attend`."""
 
     def __init__(self, config: MixerConfig):
         super().__init__()
@@ -116,16 +149,6 @@ class Mixer(nn.Module, ABC):
         self.k_norm = nn.RMSNorm(config.head_dim) if config.qk_norm else nn.Identity()
 
     def forward(self, x: Tensor, state: Any = None, *, return_state: bool = True) -> tuple[Tensor, Any]:
-        """Mix a sequence that follows ``state``.
-
-        Args:
-            x: ``[B, T, C]``.
-            state: what an earlier call returned, or ``None`` at the start.
-            return_state: also return the state after the last token; ``None`` is returned in its place otherwise.
-
-        Returns:
-            ``[B, T, C]`` and the state.
-        """
         head_dim = self.config.head_dim
         q = self.q_norm(self.q_proj(x).unflatten(-1, (-1, head_dim)))
         k = self.k_norm(self.k_proj(x).unflatten(-1, (-1, head_dim)))
@@ -134,14 +157,6 @@ class Mixer(nn.Module, ABC):
             q, k = self.rotate(x, q, k, state)
         y, state = self.attend(x, q, k, v, state, return_state)
         return self.out_proj(y.flatten(-2)), state
-
-    def start_at_depth(self, layer: int, num_layers: int) -> None:
-        """Called by the backbone: where a start depends on depth, layer 0, …, ``num_layers - 1`` sets it here."""
-
-    def step(self, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
-        """Mix one token ``[B, C]``; returns ``[B, C]`` and the state."""
-        y, state = self(x[:, None], state)
-        return y[:, 0], state
 
     def rotate(self, x: Tensor, q: Tensor, k: Tensor, state: Any) -> tuple[Tensor, Tensor]:
         """Queries and keys with their rotary embedding; token t of the whole sequence stands at position t."""
@@ -154,12 +169,6 @@ class Mixer(nn.Module, ABC):
     @abstractmethod
     def attend(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, state: Any, return_state: bool) -> tuple[Tensor, Any]:
         """``[B, T, H, D]`` outputs for q ``[B, T, H, D]`` and k, v ``[B, T, Hk, D]``; x ``[B, T, C]`` feeds gates."""
-
-    def state_size(self, context: int) -> StateSize:
-        return self.config.state_size(context)
-
-    def flops_per_token(self, context: int, *, causal: bool = True) -> Flops:
-        return self.config.flops_per_token(context, causal=causal)
 
 
 def rotate(x: Tensor, position: Tensor, base: float) -> Tensor:

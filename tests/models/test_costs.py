@@ -8,7 +8,23 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from icl_eval.models import RWKV, Backbone, Linear, MixerConfig, ModelConfig, Power, Softmax, Transformer, Window
+from icl_eval.kernels.recurrence import SCALAR_DECAY_CHUNK, VECTOR_DECAY_CHUNK
+from icl_eval.models import (
+    GLA,
+    RWKV,
+    RWKV7,
+    Backbone,
+    DeltaNet,
+    GatedDeltaNet,
+    Linear,
+    Mamba2,
+    MixerConfig,
+    ModelConfig,
+    Power,
+    Softmax,
+    Transformer,
+    Window,
+)
 
 GEOMETRY = {"width": 32, "num_heads": 4}
 MIXERS: dict[str, MixerConfig] = {
@@ -20,6 +36,11 @@ MIXERS: dict[str, MixerConfig] = {
     "power-2": Power(**GEOMETRY, chunk_size=16),
     "power-2-grouped": Power(**GEOMETRY, num_kv_heads=1, chunk_size=16),
     "power-2-learned-rate": Power(**GEOMETRY, num_kv_heads=2, learned_rotary_rate=True, qk_norm=True),
+    "rwkv7": RWKV7(**GEOMETRY),
+    "gated_deltanet": GatedDeltaNet(**GEOMETRY),
+    "mamba2": Mamba2(**GEOMETRY, state_dim=16),
+    "gla": GLA(**GEOMETRY),
+    "deltanet": DeltaNet(**GEOMETRY),
     "power-3": Power(**GEOMETRY, degree=3, normalization="none", chunk_size=16),
 }
 BACKBONES: dict[str, Backbone] = {
@@ -71,8 +92,8 @@ def test_decode_flops_are_what_a_step_executes(mixer: MixerConfig, backbone: Bac
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             model.step(torch.tensor([1]), state)
     declared = config.decode_flops(context)
-    # The update of a power state, φ(k) vᵀ, is an element-wise product to torch, which the counter does not count.
-    uncounted = sum(m.update_flops for m in config.layers if isinstance(m, Power))
+    # In a step of power attention the update φ(k) vᵀ is an element-wise product, which the counter does not count.
+    uncounted = sum(m.update_flops for m in config.layers if isinstance(m, Power | Mamba2))
     assert declared.total - uncounted == counter.get_total_flops()
 
 
@@ -86,7 +107,16 @@ def test_flops_are_what_the_forward_pass_executes(mixer: MixerConfig, backbone: 
         model.nll(*torch.randint(0, 256, (2, 1, T)))
     # The counter does not know causality, and sees the blocks of the window mixer in full: each of its w queries is
     # multiplied with 2w keys, of which all but w are masked away.
-    assert config.executed_flops_per_token(T).total == counter.get_total_flops() / T
+    executed = counter.get_total_flops() / T + triangular_flops(mixer, T) * config.num_layers
+    assert config.executed_flops_per_token(T).total == executed
+
+
+def triangular_flops(mixer: MixerConfig, T: int) -> float:
+    """FLOPs per token of the delta rule's triangular systems, of which the counter knows nothing."""
+    if not isinstance(mixer, DeltaNet | RWKV7):
+        return 0.0
+    chunk = min(T, VECTOR_DECAY_CHUNK if mixer.vector_decay else SCALAR_DECAY_CHUNK)
+    return mixer.num_heads * (chunk - 1) * (mixer.key_dim + mixer.value_dim)
 
 
 @every_mixer
