@@ -1,4 +1,4 @@
-"""What a model costs: elements of state, and FLOPs on weights and on state."""
+"""What a model costs: elements and bytes of state, and FLOPs on weights and on state."""
 
 from typing import NamedTuple
 
@@ -8,11 +8,25 @@ class StateSize(NamedTuple):
 
     Attributes:
         mathematical: what the architecture's definition needs.
-        stored: what the implementation holds in tensors while decoding; bytes are this times the element's size.
+        stored: what the implementation holds in tensors while decoding token by token.
+        fixed: of the stored elements, those whose type does not follow the activations'.
+        fixed_bytes: what those take; a recurrent state is kept in float32 whatever the activations are.
     """
 
     mathematical: int
     stored: int
+    fixed: int = 0
+    fixed_bytes: int = 0
+
+    @classmethod
+    def float32(cls, mathematical: int, stored: int | None = None) -> "StateSize":
+        """A state kept in float32; ``stored`` is as many elements unless given."""
+        stored = mathematical if stored is None else stored
+        return cls(mathematical, stored, stored, 4 * stored)
+
+    def bytes(self, activation_bytes: int) -> int:
+        """Bytes stored, with activations of that many bytes an element: 2 under bfloat16, else 4."""
+        return self.fixed_bytes + activation_bytes * (self.stored - self.fixed)
 
     def __add__(self, other: tuple) -> "StateSize":
         return StateSize(*(mine + theirs for mine, theirs in zip(self, other, strict=True)))
@@ -22,7 +36,7 @@ class StateSize(NamedTuple):
 
 
 class Flops(NamedTuple):
-    """Forward FLOPs per token, 2 per multiply-add of a matrix product, averaged over the positions of a context.
+    """Forward FLOPs per token, 2 per multiply-add of a matrix product.
 
     Attributes:
         weight: products of an activation with a parameter.

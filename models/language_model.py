@@ -103,6 +103,16 @@ class ModelConfig(Config):
         layers = (self.backbone.flops_per_token(mixer, context, causal=causal) for mixer in self.layers)
         return sum(layers, Flops(2.0 * self.width * (self.input_dim + self.num_outputs), 0.0))
 
+    def decode_flops(self, context: int) -> Flops:
+        """FLOPs of decoding the last token of a context of that many."""
+        weight = self.flops_per_token(context).weight
+        return Flops(weight, sum(mixer.decode_state_flops(context) for mixer in self.layers))
+
+    def executed_flops_per_token(self, context: int) -> Flops:
+        """As :meth:`flops_per_token`, of the torch forms as they are executed: what is masked away is counted too."""
+        counted = self.flops_per_token(context, causal=False)
+        return counted + Flops(0.0, sum(mixer.masked_flops(context) for mixer in self.layers))
+
 
 class LanguageModel(nn.Module):
     """Module of :class:`ModelConfig`. A state is a tuple of one a layer; ``None`` stands before the first token."""
@@ -112,10 +122,12 @@ class LanguageModel(nn.Module):
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.width)
         self.input_proj = nn.Linear(config.input_dim, config.width, bias=False) if config.input_dim else None
-        last = max(config.num_layers - 1, 1)
-        self.layers = nn.ModuleList(config.backbone.build(mixer, i / last) for i, mixer in enumerate(config.layers))
-        self.norm = nn.RMSNorm(config.width)
+        self.layers = nn.ModuleList(
+            config.backbone.build(mixer, i, config.num_layers) for i, mixer in enumerate(config.layers)
+        )
+        self.norm = config.backbone.norm(config.width)
         self.head = nn.Linear(config.width, config.num_outputs, bias=False)
+        self.head.weight.init_gain = config.backbone.head_gain  # type: ignore[attr-defined]
         if config.tied_embeddings:
             self.head.weight = self.embedding.weight
 
@@ -208,8 +220,9 @@ def initialize(model: LanguageModel, seed: int) -> None:
     """Draw every matrix from a stream of its own, keyed by seed and parameter name; vectors keep their fixed start.
 
     Matrices are normal with variance 1 / fan-in, those that write to the residual stream smaller by
-    ``sqrt(2 · layers)`` (Radford et al., 2019); embeddings have standard deviation 0.02. A module that starts otherwise
-    says so by its weight's ``init_gain``, a factor on the standard deviation.
+    ``sqrt(2 · layers)`` (Radford et al., 2019); embeddings are as the backbone says, with 0.02 where they are the head
+    too. A module that starts otherwise says so by its weight's ``init_gain``, a factor on the standard deviation, and
+    by ``init_orthogonal``, where the matrix is to be orthogonal.
     """
     residual = 1 / math.sqrt(2 * model.config.num_layers)
     with torch.no_grad():
@@ -218,11 +231,22 @@ def initialize(model: LanguageModel, seed: int) -> None:
                 continue
             key = int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:8]) >> 1
             draw = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(key))
-            std = 0.02 if name == "embedding.weight" else parameter[0].numel() ** -0.5
-            if name.endswith(("out_proj.weight", "down_proj.weight")):
-                std *= residual
-            std *= getattr(parameter, "init_gain", 1.0)
-            parameter.copy_(draw * std)
+            gain = getattr(parameter, "init_gain", 1.0)
+            if name == "embedding.weight":
+                parameter.copy_(draw * (0.02 if model.config.tied_embeddings else model.config.backbone.embedding_std))
+            elif getattr(parameter, "init_orthogonal", False):
+                parameter.copy_(_orthogonal(draw) * gain)
+            else:
+                gain *= residual if name.endswith(("out_proj.weight", "down_proj.weight")) else 1.0
+                parameter.copy_(draw * gain * parameter[0].numel() ** -0.5)
+
+
+def _orthogonal(draw: Tensor) -> Tensor:
+    """The orthogonal matrix of a normal draw's QR decomposition, uniform over all of its shape (Saxe et al., 2013)."""
+    tall = draw if draw.shape[0] >= draw.shape[1] else draw.T
+    q, r = torch.linalg.qr(tall)
+    q = q * r.diagonal().sign()
+    return q if draw.shape[0] >= draw.shape[1] else q.T
 
 
 def _chunk_nll(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

@@ -44,8 +44,8 @@ class Transformer(Backbone):
         self.require(self.activation in ("gelu", "swiglu"), "activation", "'gelu' or 'swiglu'")
         self.require(self.short_conv == 0 or self.short_conv >= 2, "short_conv", "0 (none) or at least 2 taps")
 
-    def build(self, mixer: MixerConfig, depth: float) -> "TransformerLayer":
-        return TransformerLayer(self, mixer)
+    def build(self, mixer: MixerConfig, layer: int, num_layers: int) -> "TransformerLayer":
+        return TransformerLayer(self, mixer, layer, num_layers)
 
     def hidden_width(self, mixer: MixerConfig) -> int:
         return round(self.mlp_ratio * mixer.width)
@@ -64,13 +64,14 @@ class Transformer(Backbone):
 class TransformerLayer(nn.Module):
     """Module of :class:`Transformer`: ``[B, T, C]`` and a :class:`LayerState` in and out."""
 
-    def __init__(self, config: Transformer, mixer: MixerConfig):
+    def __init__(self, config: Transformer, mixer: MixerConfig, layer: int, num_layers: int):
         super().__init__()
         width, hidden = mixer.width, config.hidden_width(mixer)
         self.config = config
         self.mixer_norm = nn.RMSNorm(width)
         self.conv = nn.Conv1d(width, width, config.short_conv, groups=width, bias=False) if config.short_conv else None
         self.mixer = mixer.build()
+        self.mixer.start_at_depth(layer, num_layers)
         self.mlp_norm = nn.RMSNorm(width)
         self.gate_up_proj = nn.Linear(width, hidden * (2 if config.activation == "swiglu" else 1), bias=False)
         self.down_proj = nn.Linear(hidden, width, bias=False)
@@ -96,4 +97,4 @@ class TransformerLayer(nn.Module):
         taps = self.config.short_conv
         past = x.new_zeros(x.shape[0], taps - 1, x.shape[2]) if past is None else past
         x = torch.cat([past, x], dim=1)
-        return self.conv(x.transpose(1, 2)).transpose(1, 2), x[:, 1 - taps :]
+        return self.conv(x.transpose(1, 2)).transpose(1, 2), x[:, 1 - taps :].clone()

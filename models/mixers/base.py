@@ -1,5 +1,6 @@
 """What every mixer shares: a config with its costs, and the projections around the mixing itself."""
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -25,6 +26,7 @@ class MixerConfig(Config, ABC):
         qk_norm: normalise queries and keys per head (RMS, learned scale) before the rotary embedding.
         name: the mixer's name on the command line.
         label: its name in figures.
+        shifts_tokens: it has token shifts of its own, so that the RWKV backbone leaves its own one out.
     """
 
     width: int = 64
@@ -33,6 +35,7 @@ class MixerConfig(Config, ABC):
     rotary_base: float | None = 10_000.0
     qk_norm: bool = False
     name: ClassVar[str]
+    shifts_tokens: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         self.require(self.width >= 1, "width", "at least 1")
@@ -63,7 +66,7 @@ class MixerConfig(Config, ABC):
         return self.name
 
     @abstractmethod
-    def build(self) -> "Mixer":
+    def build(self) -> "SequenceMixer":
         """The module, with parameters not yet initialised from a seed."""
 
     @abstractmethod
@@ -79,16 +82,60 @@ class MixerConfig(Config, ABC):
             causal: count only the query-key pairs that causality allows, as executed; ``False`` is the paper's count.
         """
 
+    def decode_state_flops(self, context: int) -> float:
+        """State FLOPs of decoding the last token of a context of that many; the weights' are as in training.
+
+        Unless a mixer says otherwise, each element of its state is updated once and queried once.
+        """
+        return 4.0 * self.state_size(context).mathematical
+
+    def masked_flops(self, context: int) -> float:
+        """State FLOPs per token that the torch form executes on masked pairs, beyond the count without causality."""
+        return 0.0
+
     def _projection_flops(self) -> float:
         return 2.0 * self.width * self.head_dim * 2 * (self.num_heads + self.kv_heads)
 
 
-class Mixer(nn.Module, ABC):
-    """Base of the mixers: projections, optional QK norm and rotary positions around :meth:`attend`.
+class SequenceMixer(nn.Module, ABC):
+    """What the backbones use of a mixer.
 
     A state is a ``NamedTuple`` of tensors and the number of tokens seen, ``length``; ``None`` is the state before the
     first token.
     """
+
+    config: MixerConfig
+
+    @abstractmethod
+    def forward(self, x: Tensor, state: Any = None, *, return_state: bool = True) -> tuple[Tensor, Any]:
+        """Mix a sequence that follows ``state``.
+
+        Args:
+            x: ``[B, T, C]``.
+            state: what an earlier call returned, or ``None`` at the start.
+            return_state: also return the state after the last token; ``None`` is returned in its place otherwise.
+
+        Returns:
+            ``[B, T, C]`` and the state.
+        """
+
+    def start_at_depth(self, layer: int, num_layers: int) -> None:
+        """Called by the backbone: where a start depends on depth, layer 0, …, ``num_layers - 1`` sets it here."""
+
+    def step(self, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+        """Mix one token ``[B, C]``; returns ``[B, C]`` and the state."""
+        y, state = self(x[:, None], state)
+        return y[:, 0], state
+
+    def state_size(self, context: int) -> StateSize:
+        return self.config.state_size(context)
+
+    def flops_per_token(self, context: int, *, causal: bool = True) -> Flops:
+        return self.config.flops_per_token(context, causal=causal)
+
+
+class Mixer(SequenceMixer):
+    """Base of the attention mixers: projections, optional QK norm and rotary positions around :meth:`attend`."""
 
     def __init__(self, config: MixerConfig):
         super().__init__()
@@ -102,52 +149,41 @@ class Mixer(nn.Module, ABC):
         self.k_norm = nn.RMSNorm(config.head_dim) if config.qk_norm else nn.Identity()
 
     def forward(self, x: Tensor, state: Any = None, *, return_state: bool = True) -> tuple[Tensor, Any]:
-        """Mix a sequence that follows ``state``.
-
-        Args:
-            x: ``[B, T, C]``.
-            state: what an earlier call returned, or ``None`` at the start.
-            return_state: also return the state after the last token; ``None`` is returned in its place otherwise.
-
-        Returns:
-            ``[B, T, C]`` and the state.
-        """
         head_dim = self.config.head_dim
         q = self.q_norm(self.q_proj(x).unflatten(-1, (-1, head_dim)))
         k = self.k_norm(self.k_proj(x).unflatten(-1, (-1, head_dim)))
         v = self.v_proj(x).unflatten(-1, (-1, head_dim))
         if self.config.rotary_base is not None:
-            offset = 0 if state is None else state.length
-            q, k = (rotate(z, offset, self.config.rotary_base) for z in (q, k))
+            q, k = self.rotate(x, q, k, state)
         y, state = self.attend(x, q, k, v, state, return_state)
         return self.out_proj(y.flatten(-2)), state
 
-    def step(self, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
-        """Mix one token ``[B, C]``; returns ``[B, C]`` and the state."""
-        y, state = self(x[:, None], state)
-        return y[:, 0], state
+    def rotate(self, x: Tensor, q: Tensor, k: Tensor, state: Any) -> tuple[Tensor, Tensor]:
+        """Queries and keys with their rotary embedding; token t of the whole sequence stands at position t."""
+        assert self.config.rotary_base is not None
+        offset = 0 if state is None else state.length
+        dtype = torch.promote_types(q.dtype, torch.float32)
+        position = torch.arange(offset, offset + q.shape[1], device=q.device, dtype=dtype)[:, None]
+        return rotate(q, position, self.config.rotary_base), rotate(k, position, self.config.rotary_base)
 
     @abstractmethod
     def attend(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, state: Any, return_state: bool) -> tuple[Tensor, Any]:
         """``[B, T, H, D]`` outputs for q ``[B, T, H, D]`` and k, v ``[B, T, Hk, D]``; x ``[B, T, C]`` feeds gates."""
 
-    def state_size(self, context: int) -> StateSize:
-        return self.config.state_size(context)
 
-    def flops_per_token(self, context: int, *, causal: bool = True) -> Flops:
-        return self.config.flops_per_token(context, causal=causal)
+def rotate(x: Tensor, position: Tensor, base: float) -> Tensor:
+    """Rotary position embedding (Su et al., 2021) of ``[B, T, H, D]`` at positions ``[T, 1]`` or ``[B, T, H]``.
 
-
-def rotate(x: Tensor, offset: int, base: float) -> Tensor:
-    """Rotary position embedding (Su et al., 2021) of ``[B, T, H, D]``, the first token standing at ``offset``.
-
-    Angles are formed in float32 (float64 for float64 input), whatever autocast says.
+    Angles are formed in the positions' dtype, float32 or float64, and applied in float32 (float64 for float64 input),
+    whatever autocast says.
     """
     half = x.shape[-1] // 2
     dtype = torch.promote_types(x.dtype, torch.float32)
-    frequency = base ** (-torch.arange(half, device=x.device, dtype=dtype) / half)
-    angle = torch.arange(offset, offset + x.shape[1], device=x.device, dtype=dtype)[:, None] * frequency
-    cos, sin = angle.cos()[:, None], angle.sin()[:, None]
+    frequency = base ** (-torch.arange(half, device=x.device, dtype=position.dtype) / half)
+    angle = position[..., None] * frequency
+    if angle.dtype != dtype:
+        angle = angle.remainder(2 * math.pi).to(dtype)
+    cos, sin = angle.cos(), angle.sin()
     first, second = x.to(dtype).split(half, dim=-1)
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)
 

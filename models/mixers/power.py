@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from icl_eval.kernels import expanded_dim, power_attention, power_attention_flops, power_attention_step
 from icl_eval.models.cost import Flops, StateSize
-from icl_eval.models.mixers.base import Mixer, MixerConfig
+from icl_eval.models.mixers.base import Mixer, MixerConfig, rotate
 
 
 class PowerState(NamedTuple):
@@ -20,16 +20,20 @@ class PowerState(NamedTuple):
         S: ``[B, Hk, D_spow, V]``, the sum of ``φ(k) vᵀ``.
         z: ``[B, Hk, D_spow]``, the sum of ``φ(k)``; ``None`` without row-sum normalisation.
         length: tokens seen.
+        position: ``[B, Hk]`` in float64, where the last token stands, with a learned rotary rate; else ``None``.
     """
 
     S: Tensor
     z: Tensor | None
     length: int
+    position: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Power(MixerConfig):
-    """Power attention of degree p (paper section 2): weights ``(q·k)^p``, gated per key-value head.
+    """Power attention of degree p (paper section 2): weights ``(q·k)^p``, gated per head.
+
+    With grouped heads the queries of a group read one state, which has one gate and one rotary rate.
 
     Attributes:
         degree: p; the state holds ``C(head_dim + p - 1, p)`` rows a head.
@@ -37,6 +41,8 @@ class Power(MixerConfig):
             leaves the weights signed and normalises the output of each head instead (RMS, learned scale): any degree.
         gated: a learned, data-dependent forgetting factor ``sigmoid(w·x + b)`` per key-value head and token.
         gate_timescale_tokens: shortest and longest memory of the heads at initialisation, log-spaced over the heads.
+        learned_rotary_rate: let each head and token say how far to move on, by ``1 + tanh(w·x)`` positions in place of
+            one, as in the conformal transformation of sympow (arXiv 2503.03269); it starts at one.
         chunk_size: tokens a chunk in the chunked form; ``None`` takes the kernels' default.
     """
 
@@ -46,6 +52,7 @@ class Power(MixerConfig):
     normalization: Literal["row_sum", "none"] = "row_sum"
     gated: bool = True
     gate_timescale_tokens: tuple[float, float] = (64.0, 4096.0)
+    learned_rotary_rate: bool = False
     chunk_size: int | None = None
 
     def __post_init__(self) -> None:
@@ -60,6 +67,11 @@ class Power(MixerConfig):
         low, high = self.gate_timescale_tokens
         self.require(
             1 <= low <= high, "gate_timescale_tokens", "a pair (shortest, longest) with 1 <= shortest <= longest"
+        )
+        self.require(
+            self.rotary_base is not None or not self.learned_rotary_rate,
+            "learned_rotary_rate",
+            "False with rotary_base = None: there is nothing to turn",
         )
         self.require(self.chunk_size is None or self.chunk_size >= 1, "chunk_size", "None or at least 1")
 
@@ -76,9 +88,23 @@ class Power(MixerConfig):
         return PowerMixer(self)
 
     def state_size(self, context: int) -> StateSize:
-        columns = self.head_dim + (self.normalization == "row_sum")
-        elements = self.kv_heads * self.expanded_dim * columns
-        return StateSize(elements, elements)
+        size = StateSize.float32(self.kv_heads * self.expanded_dim * self._columns)
+        if self.learned_rotary_rate:
+            size += StateSize(self.kv_heads, self.kv_heads, self.kv_heads, 8 * self.kv_heads)
+        return size
+
+    def decode_state_flops(self, context: int) -> float:
+        return self.update_flops + 2.0 * self.num_heads * self.expanded_dim * self._columns
+
+    @property
+    def update_flops(self) -> float:
+        """FLOPs of adding one token to the state: of ``φ(k) vᵀ`` and ``φ(k)``."""
+        return 2.0 * self.kv_heads * self.expanded_dim * self._columns
+
+    @property
+    def _columns(self) -> int:
+        """Columns of one head's state, the normaliser included."""
+        return self.head_dim + (self.normalization == "row_sum")
 
     def flops_per_token(self, context: int, *, causal: bool = True) -> Flops:
         state = self.num_heads * power_attention_flops(
@@ -91,8 +117,8 @@ class Power(MixerConfig):
             causal=causal,
             kv_groups=self.num_heads // self.kv_heads,
         )
-        gate = 2.0 * self.width * self.kv_heads if self.gated else 0.0
-        return Flops(self._projection_flops() + gate, state / context)
+        per_head = 2.0 * self.width * self.kv_heads * (self.gated + self.learned_rotary_rate)
+        return Flops(self._projection_flops() + per_head, state / context)
 
 
 class PowerMixer(Mixer):
@@ -110,11 +136,25 @@ class PowerMixer(Mixer):
                 low, high = map(math.log, config.gate_timescale_tokens)
                 spread = torch.linspace(low, high, config.kv_heads)
                 self.gate_proj.bias.copy_(spread if config.kv_heads > 1 else (low + high) / 2)
+        if config.learned_rotary_rate:
+            self.rate_proj = nn.Linear(config.width, config.kv_heads, bias=False)
+            self.rate_proj.weight.init_gain = 0.0  # type: ignore[attr-defined]
+
+    def rotate(self, x: Tensor, q: Tensor, k: Tensor, state: PowerState | None) -> tuple[Tensor, Tensor]:
+        if self.config.learned_rotary_rate:
+            return q, k  # by attend, which keeps the positions
+        return super().rotate(x, q, k, state)
 
     def attend(
         self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, state: PowerState | None, return_state: bool
     ) -> tuple[Tensor, PowerState | None]:
-        config, T = self.config, q.shape[1]
+        config, T, position = self.config, q.shape[1], None
+        if config.learned_rotary_rate:
+            assert config.rotary_base is not None
+            position = self._positions(x, state)
+            k = rotate(k, position, config.rotary_base)
+            q = rotate(q, position.repeat_interleave(q.shape[2] // k.shape[2], dim=-1), config.rotary_base)
+            position = position[:, -1].clone()
         log_g = self._log_gates(x) if config.gated else None
         length = T if state is None else T + state.length
         inner = None if state is None else (state.S, state.z)
@@ -123,7 +163,7 @@ class PowerMixer(Mixer):
             y, (S, z) = power_attention_step(
                 q[:, 0], k[:, 0], v[:, 0], gate, inner, degree=config.degree, normalization=config.normalization
             )
-            return self.out_norm(y[:, None]), PowerState(S, z, length)
+            return self.out_norm(y[:, None]), PowerState(S, z, length, position)
         result = power_attention(
             q,
             k,
@@ -138,11 +178,21 @@ class PowerMixer(Mixer):
         if not return_state:
             return self.out_norm(result), None
         y, (S, z) = result
-        return self.out_norm(y), PowerState(S, z, length)
+        return self.out_norm(y), PowerState(S, z, length, position)
 
     def _log_gates(self, x: Tensor) -> Tensor:
         """Log gates ``[B, T, Hk]`` in float32 or wider: half precision would quantise long memories."""
-        dtype = torch.promote_types(x.dtype, torch.float32)
-        with torch.autocast(x.device.type, enabled=False):
-            gate = F.linear(x.to(dtype), self.gate_proj.weight.to(dtype), self.gate_proj.bias.to(dtype))
-        return F.logsigmoid(gate)
+        return F.logsigmoid(_wide_linear(self.gate_proj, x))
+
+    def _positions(self, x: Tensor, state: PowerState | None) -> Tensor:
+        """Learned positions ``[B, T, Hk]``: float64, since a sum over a long context leaves float32 no fraction."""
+        rate = 1 + _wide_linear(self.rate_proj, x).double().tanh()
+        start = -1.0 if state is None or state.position is None else state.position[:, None]
+        return start + rate.cumsum(1)
+
+
+def _wide_linear(linear: nn.Linear, x: Tensor) -> Tensor:
+    """The projection in float32 or wider, whatever autocast says."""
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    with torch.autocast(x.device.type, enabled=False):
+        return F.linear(x.to(dtype), linear.weight.to(dtype), None if linear.bias is None else linear.bias.to(dtype))

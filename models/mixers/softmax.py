@@ -5,17 +5,37 @@ from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.attention.bias import causal_lower_right
 
 from icl_eval.models.cost import Flops, StateSize
 from icl_eval.models.mixers.base import Mixer, MixerConfig, sdpa
 
+MIN_CAPACITY = 16
+"""Tokens that a KV cache has room for at least."""
+
+
+def capacity(length: int) -> int:
+    """Tokens that the cache of ``length`` tokens has room for: the next power of two."""
+    return max(MIN_CAPACITY, 1 << (length - 1).bit_length())
+
 
 class KVCache(NamedTuple):
-    """Keys and values ``[B, S, Hk, D]`` of the tokens a mixer may still attend to, after ``length`` tokens."""
+    """Keys and values of ``length`` tokens, in buffers with room for more.
+
+    The buffer doubles when it is full, so that decoding T tokens copies O(T) and not O(T²) of them. It is shared along
+    a chain of states: a state whose next place is taken already (a second continuation) copies first, and autograd,
+    which forbids writing in place, copies always.
+
+    Attributes:
+        k, v: ``[B, capacity, Hk, D]``; rows from ``length`` on hold nothing.
+        length: tokens seen.
+        taken: one number, how many rows of the buffer some state has claimed.
+    """
 
     k: Tensor
     v: Tensor
     length: int
+    taken: list[int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,12 +48,15 @@ class Softmax(MixerConfig):
         return SoftmaxMixer(self)
 
     def state_size(self, context: int) -> StateSize:
-        elements = 2 * self.kv_heads * self.head_dim * context
-        return StateSize(elements, elements)
+        elements = 2 * self.kv_heads * self.head_dim
+        return StateSize(elements * context, elements * capacity(context))
 
     def flops_per_token(self, context: int, *, causal: bool = True) -> Flops:
         keys = (context + 1) / 2 if causal else context
         return Flops(self._projection_flops(), 4.0 * self.num_heads * self.head_dim * keys)
+
+    def decode_state_flops(self, context: int) -> float:
+        return 4.0 * self.num_heads * self.head_dim * context
 
 
 class SoftmaxMixer(Mixer):
@@ -42,12 +65,31 @@ class SoftmaxMixer(Mixer):
     def attend(
         self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, state: KVCache | None, return_state: bool
     ) -> tuple[Tensor, KVCache | None]:
-        if state is not None:
-            k, v = torch.cat([state.k, k], dim=1), torch.cat([state.v, v], dim=1)
-        T, S = q.shape[1], k.shape[1]
-        if S == T:
-            y = sdpa(q, k, v, causal=True)
-        else:
-            mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T) if T > 1 else None
-            y = sdpa(q, k, v, mask)
-        return y, KVCache(k, v, S) if return_state else None
+        T = q.shape[1]
+        if state is None:
+            return sdpa(q, k, v, causal=True), _append(None, k, v) if return_state else None
+        state = _append(state, k, v)
+        k, v = state.k[:, : state.length], state.v[:, : state.length]
+        mask = causal_lower_right(T, state.length) if T > 1 else None
+        return sdpa(q, k, v, mask), state if return_state else None
+
+
+def _append(state: KVCache | None, k: Tensor, v: Tensor) -> KVCache:
+    """The cache with the keys and values ``[B, T, Hk, D]`` of T more tokens."""
+    start = 0 if state is None else state.length
+    length = start + k.shape[1]
+    if (
+        state is not None
+        and length <= state.k.shape[1]
+        and state.taken[0] == start
+        and not (torch.is_grad_enabled() and (k.requires_grad or state.k.requires_grad))
+    ):
+        state.k[:, start:length], state.v[:, start:length] = k, v
+        state.taken[0] = length
+        return KVCache(state.k, state.v, length, state.taken)
+    room = k.new_zeros(k.shape[0], capacity(length) - length, *k.shape[2:])
+    grown = []
+    for new, old in ((k, None if state is None else state.k), (v, None if state is None else state.v)):
+        past = new[:, :0] if old is None else old[:, :start]
+        grown.append(torch.cat([past.to(new.dtype), new, room], dim=1))
+    return KVCache(*grown, length, [length])

@@ -8,7 +8,23 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from icl_eval.models import RWKV, Backbone, Linear, MixerConfig, ModelConfig, Power, Softmax, Transformer, Window
+from icl_eval.kernels.recurrence import SCALAR_DECAY_CHUNK, VECTOR_DECAY_CHUNK
+from icl_eval.models import (
+    GLA,
+    RWKV,
+    RWKV7,
+    Backbone,
+    DeltaNet,
+    GatedDeltaNet,
+    Linear,
+    Mamba2,
+    MixerConfig,
+    ModelConfig,
+    Power,
+    Softmax,
+    Transformer,
+    Window,
+)
 
 GEOMETRY = {"width": 32, "num_heads": 4}
 MIXERS: dict[str, MixerConfig] = {
@@ -19,6 +35,12 @@ MIXERS: dict[str, MixerConfig] = {
     "linear-ungated": Linear(**GEOMETRY, gated=False),
     "power-2": Power(**GEOMETRY, chunk_size=16),
     "power-2-grouped": Power(**GEOMETRY, num_kv_heads=1, chunk_size=16),
+    "power-2-learned-rate": Power(**GEOMETRY, num_kv_heads=2, learned_rotary_rate=True, qk_norm=True),
+    "rwkv7": RWKV7(**GEOMETRY),
+    "gated_deltanet": GatedDeltaNet(**GEOMETRY),
+    "mamba2": Mamba2(**GEOMETRY, state_dim=16),
+    "gla": GLA(**GEOMETRY),
+    "deltanet": DeltaNet(**GEOMETRY),
     "power-3": Power(**GEOMETRY, degree=3, normalization="none", chunk_size=16),
 }
 BACKBONES: dict[str, Backbone] = {
@@ -44,19 +66,57 @@ def test_state_size_is_what_decoding_holds(mixer: MixerConfig, backbone: Backbon
 
 @every_mixer
 @every_backbone
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_state_bytes_are_what_prefill_and_decoding_keep(
+    mixer: MixerConfig, backbone: Backbone, dtype: torch.dtype
+) -> None:
+    config = ModelConfig(num_layers=2, mixers=(mixer,), backbone=backbone)
+    model = config.build().to(dtype)
+    with torch.no_grad():
+        _, state = model(torch.randint(0, 256, (1, 37)))
+        for _ in range(3):
+            tensors = [leaf for leaf in tree_leaves(state) if isinstance(leaf, torch.Tensor)]
+            storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
+            assert sum(storages.values()) == config.state_size(37).bytes(dtype.itemsize)
+            _, state = model.step(torch.tensor([1]), state)
+
+
+@every_mixer
+@every_backbone
+def test_decode_flops_are_what_a_step_executes(mixer: MixerConfig, backbone: Backbone) -> None:
+    context = 37
+    config = ModelConfig(num_layers=2, mixers=(mixer,), backbone=backbone)
+    model = config.build()
+    with torch.no_grad():
+        _, state = model(torch.randint(0, 256, (1, context - 1)))
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            model.step(torch.tensor([1]), state)
+    declared = config.decode_flops(context)
+    # In a step of power attention the update φ(k) vᵀ is an element-wise product, which the counter does not count.
+    uncounted = sum(m.update_flops for m in config.layers if isinstance(m, Power | Mamba2))
+    assert declared.total - uncounted == counter.get_total_flops()
+
+
+@every_mixer
+@every_backbone
 def test_flops_are_what_the_forward_pass_executes(mixer: MixerConfig, backbone: Backbone) -> None:
     T = 64
     config = ModelConfig(num_layers=2, mixers=(mixer,), backbone=backbone)
     model = config.build()
     with sdpa_kernel(SDPBackend.MATH), torch.no_grad(), FlopCounterMode(display=False) as counter:
         model.nll(*torch.randint(0, 256, (2, 1, T)))
-    declared = config.flops_per_token(T, causal=False)
-    executed = counter.get_total_flops() / T
-    # The counter does not know causality (hence causal=False), and sees the blocks of the window mixer in full: each of
-    # its w queries is multiplied with 2w keys, of which all but w are masked away.
-    if isinstance(mixer, Window):
-        declared = declared + declared._replace(weight=0.0)
-    assert declared.total == executed
+    # The counter does not know causality, and sees the blocks of the window mixer in full: each of its w queries is
+    # multiplied with 2w keys, of which all but w are masked away.
+    executed = counter.get_total_flops() / T + triangular_flops(mixer, T) * config.num_layers
+    assert config.executed_flops_per_token(T).total == executed
+
+
+def triangular_flops(mixer: MixerConfig, T: int) -> float:
+    """FLOPs per token of the delta rule's triangular systems, of which the counter knows nothing."""
+    if not isinstance(mixer, DeltaNet | RWKV7):
+        return 0.0
+    chunk = min(T, VECTOR_DECAY_CHUNK if mixer.vector_decay else SCALAR_DECAY_CHUNK)
+    return mixer.num_heads * (chunk - 1) * (mixer.key_dim + mixer.value_dim)
 
 
 @every_mixer

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.utils._pytree import tree_leaves
 
 from icl_eval.models import (
     MIXERS,
@@ -20,7 +21,12 @@ from tests.models.test_costs import MIXERS as VARIANTS
 
 
 def build(mixer: MixerConfig, backbone: Backbone = BACKBONES["convolution-swiglu"]) -> LanguageModel:
-    return ModelConfig(vocab_size=50, num_layers=2, mixers=(mixer,), backbone=backbone).build().double()
+    """A float64 model; matrices that start at zero are drawn, since what they switch off could not fail."""
+    model = ModelConfig(vocab_size=50, num_layers=2, mixers=(mixer,), backbone=backbone).build().double()
+    for parameter in model.parameters():
+        if parameter.ndim > 1 and not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.3, generator=torch.Generator().manual_seed(0))
+    return model
 
 
 @every_mixer
@@ -99,6 +105,71 @@ def test_generation_follows_the_likeliest_tokens_and_its_seed() -> None:
     assert not torch.equal(draw[0], draw[2])
     with pytest.raises(ValueError, match="prompt is empty"):
         next(model.generate(prompt[:, :0], 1))
+
+
+def storage_bytes(state: tuple) -> int:
+    tensors = [leaf for leaf in tree_leaves(state) if isinstance(leaf, torch.Tensor)]
+    return sum({tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}.values())
+
+
+@every_mixer
+def test_generation_keeps_memory_constant_unless_the_mixer_is_softmax(
+    mixer: MixerConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, held = build(mixer), []
+    step = model.step
+    monkeypatch.setattr(model, "step", lambda token, state: (held.append(storage_bytes(state)), step(token, state))[1])
+    assert len(list(model.generate(torch.randint(0, 50, (1, 20)), 100))) == 100
+    if mixer.name == "softmax":
+        assert [held[0], held[-1]] == [model.state_size(n).bytes(8) for n in (20, 119)]
+    else:
+        assert len(set(held)) == 1
+
+
+def test_kv_cache_moves_a_logarithmic_number_of_times() -> None:
+    mixer, state, buffers = VARIANTS["softmax"].build(), None, set()
+    with torch.no_grad():
+        for _ in range(500):
+            _, state = mixer.step(torch.randn(1, 32), state)
+            buffers.add(state.k.data_ptr())
+    assert len(buffers) <= 6
+
+
+@pytest.mark.parametrize("gradients", [True, False], ids=["autograd", "no_grad"])
+def test_two_continuations_of_one_state_do_not_touch_each_other(gradients: bool) -> None:
+    model, tokens = build(VARIANTS["softmax"]), torch.randint(0, 50, (3, 1, 5))
+    with torch.set_grad_enabled(gradients):
+        _, state = model(tokens[0])
+        first, first_state = model(tokens[1], state)
+        second, _ = model(tokens[2], state)
+        for branch, logits in ((1, first), (2, second)):
+            whole, _ = model(torch.cat([tokens[0], tokens[branch]], dim=1))
+            torch.testing.assert_close(logits, whole[:, 5:])
+        torch.testing.assert_close(model(tokens[2], first_state)[0], model(torch.cat([*tokens], dim=1))[0][:, 10:])
+
+
+def test_learned_rotary_rate_starts_as_the_plain_embedding_and_then_turns_on() -> None:
+    tokens = torch.randint(0, 50, (2, 20))
+    learned = ModelConfig(vocab_size=50, mixers=(Power(learned_rotary_rate=True),)).build().double()
+    plain = ModelConfig(vocab_size=50, mixers=(Power(),)).build().double()
+    torch.testing.assert_close(learned(tokens)[0], plain(tokens)[0], rtol=0, atol=1e-6)
+    for layer in learned.layers:
+        torch.nn.init.normal_(layer.mixer.rate_proj.weight)
+    assert not torch.allclose(learned(tokens)[0], plain(tokens)[0], atol=1e-4)
+
+
+def test_a_hybrid_of_power_power_window_is_one_model() -> None:
+    geometry = {"width": 32, "num_heads": 4}
+    mixers = (Power(**geometry), Power(**geometry), Window(**geometry, window=8))
+    config = ModelConfig(vocab_size=50, num_layers=6, mixers=mixers, backbone=BACKBONES["rwkv"])
+    assert config.label == "power p=2 + window-8"
+    assert [mixer.label for mixer in config.layers] == ["power p=2", "power p=2", "window-8"] * 2
+    model, tokens = config.build().double(), torch.randint(0, 50, (1, 30))
+    prefill, state = model(tokens[:, :29])
+    last, state = model.step(tokens[:, 29], state)
+    torch.testing.assert_close(torch.cat([prefill, last[:, None]], dim=1), model(tokens)[0])
+    assert [type(layer.mixer).__name__ for layer in state] == ["PowerState", "PowerState", "WindowCache"] * 2
+    assert storage_bytes(state) == 2 * config.state_size(30).bytes(4)
 
 
 def test_registry_and_defaults() -> None:
