@@ -14,7 +14,6 @@ import csv
 import importlib.util
 import json
 import platform
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -30,6 +29,7 @@ from triton.testing import do_bench
 
 from icl_eval.kernels import default_chunk_size, power_attention, power_attention_flops, power_attention_step
 from icl_eval.kernels.power.backends import TOLERANCE, self_check
+from icl_eval.run import source_commit
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
@@ -281,14 +281,13 @@ def plot_operations(rows: list[dict[str, float | str]], path: Path) -> None:
 
 
 def environment() -> dict[str, str]:
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
     return {
         "gpu": torch.cuda.get_device_name(),
         "torch": torch.__version__,
         "triton": importlib.import_module("triton").__version__,
         "cuda": str(torch.version.cuda),
         "python": platform.python_version(),
-        "commit": commit or "unknown",
+        "commit": source_commit(),
         "command": f"python {' '.join(sys.argv)}",
     }
 

@@ -18,6 +18,7 @@ from icl_eval.kernels.power.canonical import to_canonical_order, to_kernel_order
 from icl_eval.kernels.power.cost import flops_by_operation
 from icl_eval.kernels.power.embedding import expanded_dim
 from icl_eval.kernels.power.launch import Call, call_of
+from icl_eval.kernels.power.operators import LIBRARY, define_operator
 from icl_eval.kernels.power.reference import State
 
 STATE_DEGREES = (1, 2)
@@ -50,7 +51,7 @@ def fused_power_attention(
     keep_low = (
         normalized and log_g is not None and log_g.requires_grad and torch.is_grad_enabled() and dtype != torch.float32
     )
-    y, *_, final, final_normalizer = power_attention_op(
+    y, *_, final, final_normalizer = torch.ops.icl_eval.power_attention(
         q,
         k,
         v,
@@ -72,8 +73,7 @@ def fused_power_attention(
     return y[..., :V].to(dtype), state
 
 
-@torch.library.custom_op("icl_eval::power_attention", mutates_args=())
-def power_attention_op(
+def _forward(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -136,8 +136,7 @@ def power_attention_op(
     return y, y_low, row_sum, states, normalizers, final, final_normalizer
 
 
-@power_attention_op.register_fake
-def _(  # type: ignore[no-untyped-def]
+def _forward_fake(  # type: ignore[no-untyped-def]
     q,
     k,
     v,
@@ -176,8 +175,7 @@ def _saved(c: Call, has_initial: bool, return_state: bool) -> tuple[Tensor, ...]
     )
 
 
-@torch.library.custom_op("icl_eval::power_attention_backward", mutates_args=())
-def power_attention_backward_op(
+def _backward(
     dy: Tensor,
     dfinal: Tensor | None,
     dfinal_normalizer: Tensor | None,
@@ -258,8 +256,7 @@ def power_attention_backward_op(
     return dq, dk, dv, dlog_g, dinitial, dinitial_normalizer
 
 
-@power_attention_backward_op.register_fake
-def _(  # type: ignore[no-untyped-def]
+def _backward_fake(  # type: ignore[no-untyped-def]
     dy, dfinal, dfinal_normalizer, q, k, v, log_g, y, y_low, row_sum, states, normalizers, has_initial, head_dim,
     degree, scale, normalized, precision, chunk_size,
 ):  # fmt: skip
@@ -295,9 +292,9 @@ def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
     ctx.set_materialize_grads(False)
 
 
-def _backward(ctx, dy, _y_low, _row_sum, _states, _normalizers, dfinal, dfinal_normalizer):  # type: ignore[no-untyped-def]
+def _differentiate(ctx, dy, _y_low, _row_sum, _states, _normalizers, dfinal, dfinal_normalizer):  # type: ignore[no-untyped-def]
     q, k, v, log_g, y, y_low, row_sum, states, normalizers = ctx.saved_tensors
-    dq, dk, dv, dlog_g, dinitial, dnormalizer = power_attention_backward_op(
+    dq, dk, dv, dlog_g, dinitial, dnormalizer = torch.ops.icl_eval.power_attention_backward(
         torch.zeros_like(y) if dy is None else dy,
         dfinal,
         dfinal_normalizer,
@@ -324,7 +321,9 @@ def _backward(ctx, dy, _y_low, _row_sum, _states, _normalizers, dfinal, dfinal_n
     )
 
 
-power_attention_op.register_autograd(_backward, setup_context=_setup_context)
+define_operator("power_attention", _forward, _forward_fake)
+define_operator("power_attention_backward", _backward, _backward_fake)
+torch.library.register_autograd("icl_eval::power_attention", _differentiate, setup_context=_setup_context, lib=LIBRARY)
 
 
 @register_flop_formula(torch.ops.icl_eval.power_attention)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from icl_eval.kernels.power.embedding import expanded_dim, multi_indices
 from icl_eval.kernels.power.gates import CLOSED_LOG_GATE
+from icl_eval.kernels.power.operators import define_operator
 from icl_eval.kernels.power.reference import State
 
 PROGRAMS = 512
@@ -132,8 +133,7 @@ def combine_kernel(
     _store_output(y_ptr + head * V + column, y, row_sum, scale, column < V, NORMALIZED)
 
 
-@torch.library.custom_op("icl_eval::power_attention_step", mutates_args=())
-def power_attention_step_op(
+def _step(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -201,9 +201,11 @@ def power_attention_step_op(
     return y, new_state, new_normalizer
 
 
-@power_attention_step_op.register_fake
-def _(q, k, v, log_g, state, normalizer, degree, scale, normalized):
+def _step_fake(q, k, v, log_g, state, normalizer, degree, scale, normalized):
     return _outputs(q, v, expanded_dim(q.shape[-1], degree), normalized)
+
+
+define_operator("power_attention_step", _step, _step_fake)
 
 
 def _outputs(q: Tensor, v: Tensor, features: int, normalized: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -242,7 +244,7 @@ def fused_step(
     """One token; arguments are checked by the caller. It has no gradients."""
     matrix, normalizer = state if state is not None else (None, None)
     normalized = normalization == "row_sum"
-    y, new_matrix, new_normalizer = power_attention_step_op(
+    y, new_matrix, new_normalizer = torch.ops.icl_eval.power_attention_step(
         q, k, v, log_g, matrix, normalizer, degree, scale, normalized
     )
     return y, (new_matrix, new_normalizer if normalized else None)
