@@ -59,7 +59,7 @@ def check_mixer(config: MixerConfig) -> Iterator[Finding]:
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in mixer.parameters():  # some start at zero, and would hide what they multiply
-            parameter += 0.1 * torch.randn(parameter.shape, dtype=torch.float64, generator=generator)
+            parameter.add_(torch.randn(parameter.shape, dtype=torch.float64, generator=generator), alpha=0.1)
     x = torch.randn(2, LENGTH, config.width, dtype=torch.float64, generator=generator)
     whole = mixer(x)[0].detach()
     shape = passed("shape", whole.shape == x.shape, f"{list(whole.shape)} for {list(x.shape)}")
