@@ -88,7 +88,7 @@ def test_measured_losses_equal_a_direct_computation() -> None:
     )  # fmt: skip
     total = np.zeros(arm.task.num_positions)
     for index in range(2):
-        tokens, targets, scored, position, _ = source.batch("heldout", index, 4)
+        tokens, targets, scored, position = source.batch("heldout", index, 4)[:4]
         logits, _ = model(tokens)
         for b, t in scored.nonzero().tolist():
             total[position[b, t]] += -logits[b, t].log_softmax(-1)[targets[b, t]].item()
