@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from icl_eval.commands import data
+from icl_eval.commands import mixer as mixer_commands
+from icl_eval.commands import task as task_commands
 from icl_eval.config import lookup
 from icl_eval.experiment import Arm
 from icl_eval.kernels.doctor import doctor as check_kernels
@@ -29,6 +31,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(data.app, name="data")
+app.add_typer(task_commands.app, name="task")
+app.add_typer(mixer_commands.app, name="mixer")
 TABLE_WIDTH = 130
 IS_MAIN_PROCESS = os.environ.get("RANK", "0") == "0"
 """Under torchrun one process speaks, draws and reports."""

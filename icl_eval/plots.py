@@ -1,5 +1,6 @@
 """Figures, drawn from run folders alone."""
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -17,7 +18,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from icl_eval.experiment import Arm
 from icl_eval.positions import Positions
 from icl_eval.run_folder import Run, RunFolderError
-from icl_eval.statistics import best_context_loss, curve, overall
+from icl_eval.statistics import Estimate, best_context_loss, curve, overall
 from icl_eval.tasks import Task
 
 # Okabe and Ito's palette, told apart with any colour vision; a mixer keeps its colour in every figure.
@@ -67,7 +68,7 @@ def plot_all(runs: Sequence[Run], folder: Path) -> list[Path]:
     """
     figures = {
         "loss_by_position.png": plot_loss_by_position,
-        "accuracy_by_state.png": plot_accuracy_by_state,
+        "score_by_state.png": plot_score_by_state,
         "training.png": plot_training,
     }
     files = []
@@ -111,28 +112,78 @@ def plot_loss_by_position(runs: Sequence[Run]) -> Figure:
     return _panels(runs, draw)
 
 
-def plot_accuracy_by_state(runs: Sequence[Run]) -> Figure:
-    """Share of scored tokens predicted right against the state of the whole model at the task's context."""
+def plot_score_by_state(runs: Sequence[Run]) -> Figure:
+    """The frontier: what an arm's state buys, against its bytes; a line joins the arms of one mixer.
+
+    The score is the accuracy where the ideal loss is 0, else the loss over all scored tokens where the optimum is
+    known, else the best-context loss.
+    """
 
     def draw(ax: Axes, task: Task, groups: list[Group]) -> None:
-        for group, style in zip(groups, _styles(groups), strict=True):
-            if not group.positions:
-                ax.plot([], [], label=group.label, **style)
-                continue
-            value, low, high = overall(group.positions, "accuracy")
-            size = group.arm.model.state_size(task.seq_len).mathematical
-            ax.errorbar(size, value, yerr=[[value - low], [high - value]], capsize=3, label=group.label, **style)
-        ax.set(xlabel=f"state at context {task.seq_len:,} (elements a sequence)", ylabel="held-out accuracy")
-        ax.set_ylim(bottom=0, top=max(ax.get_ylim()[1], 0.1))
-        ax.margins(x=0.2)
+        families: dict[str, list[Group]] = {}
+        for group in groups:
+            families.setdefault(re.sub(r"-\d+$", "", group.arm.model.label), []).append(group)
+        for members, style in zip(families.values(), _styles([m[0] for m in families.values()]), strict=True):
+            drawn = sorted((group for group in members if group.positions), key=_state_bytes)
+            value, low, high = np.array([_score(group) for group in drawn]).reshape(-1, 3).T
+            ends = [group.label for group in members if group.label != group.name]
+            label = ", ".join([_family_label(members), *ends])
+            size = [_state_bytes(group) for group in drawn]
+            ax.errorbar(size, value, yerr=[value - low, high - value], capsize=3, label=label, **style)
+        optimum = task.optimum(np.arange(task.num_positions))
+        if _is_recall(task):
+            ax.set(ylabel="held-out accuracy", ylim=(0, 1.05))
+        elif optimum is None and task.loss == "cross_entropy":
+            ax.set_ylabel(f"best-context loss ({task.loss_unit} per scored token)")
+        else:
+            ax.set_ylabel(f"held-out loss ({task.loss_unit} per scored token)")
+            counts = [group.positions[0].count for group in groups if group.positions]
+            if counts and optimum is not None:
+                ax.axhline(np.average(optimum, weights=counts[0]), color="0.3", ls="--", lw=1, label="best possible")
+        ax.set_xlabel(f"state at context {task.seq_len:,} (bytes a sequence)")
+        ax.margins(x=0.15)
         _log_axis(ax)
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: _bytes(x)))
 
     return _panels(runs, draw)
+
+
+def _family_label(members: Sequence[Group]) -> str:
+    return members[0].name if len(members) == 1 else re.sub(r"-\d+$", "", members[0].arm.model.label)
+
+
+def _state_bytes(group: Group) -> int:
+    """Bytes of the whole model's state at the task's context, in the precision that it was trained in."""
+    activation_bytes = 2 if group.runs[0].config["precision"] == "bf16" else 4
+    return group.arm.model.state_size(group.arm.task.seq_len).bytes(activation_bytes)
+
+
+def _is_recall(task: Task) -> bool:
+    """Whether every scored token is certain to one who knows the context, so that the accuracy tells all."""
+    optimum = task.optimum(np.arange(task.num_positions))
+    return task.loss == "cross_entropy" and optimum is not None and not np.any(optimum)
+
+
+def _score(group: Group) -> Estimate:
+    task = group.arm.task
+    if _is_recall(task):
+        return overall(group.positions, "accuracy")
+    known = task.optimum(np.arange(1)) is not None or task.loss == "squared_error"
+    return overall(group.positions) if known else best_context_loss(group.positions).estimate
+
+
+def _bytes(size: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024 or unit == "GiB":
+            break
+        size /= 1024
+    return f"{size:,.3g} {unit}"
 
 
 def plot_training(runs: Sequence[Run]) -> Figure:
     """Best-context loss against training FLOPs and against seconds of training, a column a task."""
     tasks = group_runs(runs)
+    titles = _titles(tasks)
     figure, axes = _figure(rows=2, columns=len(tasks))
     for column, (task, groups) in enumerate(tasks.items()):
         for row, (spent, label) in enumerate((("flops", "training FLOPs"), ("seconds", "training time (s)"))):
@@ -148,7 +199,7 @@ def plot_training(runs: Sequence[Run]) -> Figure:
                 ax.fill_between(x, low, high, color=style["color"], alpha=0.2, lw=0)
             ax.set(xlabel=label, ylabel=f"best-context loss ({task.loss_unit} per scored token)")
             if row == 0:
-                ax.set_title(_title(task))
+                ax.set_title(titles[task])
             _log_axis(ax, base=10)
             _legend(ax)
     return figure
@@ -156,10 +207,11 @@ def plot_training(runs: Sequence[Run]) -> Figure:
 
 def _panels(runs: Sequence[Run], draw: Callable[[Axes, Task, list[Group]], None]) -> Figure:
     tasks = group_runs(runs)
+    titles = _titles(tasks)
     figure, axes = _figure(rows=1, columns=len(tasks))
     for ax, (task, groups) in zip(axes[0], tasks.items(), strict=True):
         draw(ax, task, groups)
-        ax.set_title(_title(task))
+        ax.set_title(titles[task])
         _legend(ax)
     return figure
 
@@ -170,8 +222,16 @@ def _figure(rows: int, columns: int) -> tuple[Figure, np.ndarray]:
     return plt.subplots(rows, columns, figsize=(6.4 * columns, 4.6 * rows), squeeze=False, layout="constrained")
 
 
-def _title(task: Task) -> str:
-    return f"{task.name}, context {task.seq_len:,}"
+def _titles(tasks: Iterable[Task]) -> dict[Task, str]:
+    """Name and context of each task, and the fields in which it differs from its namesakes."""
+    known = list(tasks)
+    titles = {}
+    for task in known:
+        fields = task.to_dict()
+        namesakes = [other.to_dict() for other in known if type(other) is type(task) and other.seq_len == task.seq_len]
+        differing = [f"{name} {value}" for name, value in fields.items() if any(o[name] != value for o in namesakes)]
+        titles[task] = ", ".join([task.name, f"context {task.seq_len:,}", *differing])
+    return titles
 
 
 def _styles(groups: Sequence[Group]) -> list[dict]:

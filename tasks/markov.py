@@ -9,7 +9,7 @@ import numpy as np
 
 from icl_eval.tasks.base import GeneratedTask
 
-MAX_CHAINS = 1024
+MAX_CHAINS = 4096
 """Chains that the optimum is averaged over; fewer where they are long, which differ less, and 64 at least."""
 
 
@@ -103,7 +103,7 @@ def bayes_loss(K: int, order: int, length: int) -> tuple[np.ndarray, np.ndarray]
     The mean over up to :data:`MAX_CHAINS` chains of one fixed seed of the predictive entropy, which is the loss already
     averaged over the next token: ``H = ln(c_i + K) - Σ_j (c_ij + 1) ln(c_ij + 1) / (c_i + K)``.
     """
-    chains = min(max(2**21 // length, 64), MAX_CHAINS)
+    chains = min(max(2**22 // length, 64), MAX_CHAINS)
     string = _strings(np.random.default_rng(0), chains, length, K, order).T
     counts, visits, sums = (np.zeros(chains * n) for n in (K ** (order + 1), K**order, K**order))
     base = K**order * np.arange(chains)

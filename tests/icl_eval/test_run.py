@@ -88,7 +88,7 @@ def test_measured_losses_equal_a_direct_computation() -> None:
     )  # fmt: skip
     total = np.zeros(arm.task.num_positions)
     for index in range(2):
-        tokens, targets, scored, position, _ = source.batch("heldout", index, 4)
+        tokens, targets, scored, position = source.batch("heldout", index, 4)[:4]
         logits, _ = model(tokens)
         for b, t in scored.nonzero().tolist():
             total[position[b, t]] += -logits[b, t].log_softmax(-1)[targets[b, t]].item()
@@ -123,7 +123,7 @@ def test_a_second_run_reuses_the_first(folder: Path) -> None:
 
 def test_figures_are_drawn_from_run_folders_alone(folder: Path, tmp_path: Path) -> None:
     files = plot_all(load_runs(folder), tmp_path)
-    assert {file.name for file in files} == {"loss_by_position.png", "accuracy_by_state.png", "training.png"}
+    assert {file.name for file in files} == {"loss_by_position.png", "score_by_state.png", "training.png"}
     assert all(file.read_bytes().startswith(b"\x89PNG") for file in files)
 
 

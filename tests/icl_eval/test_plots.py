@@ -1,0 +1,93 @@
+"""The frontier figure: what stands on its axes, read back from the figure."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from matplotlib.axes import Axes
+
+from icl_eval import Arm, Budget, Experiment, Training, load_runs
+from icl_eval.models import ModelConfig, Softmax, Window
+from icl_eval.plots import plot_loss_by_position, plot_score_by_state
+from icl_eval.run import run_experiment
+from icl_eval.run_folder import Run
+from icl_eval.statistics import overall
+from icl_eval.tasks import MQAR, Markov, RegBench, Regression, Task
+
+TASKS: dict[str, Task] = {
+    "mqar": MQAR(seq_len=32, vocab_size=16, num_pairs=4),
+    "rewritten": MQAR(seq_len=32, vocab_size=16, num_pairs=3, num_rewrites=2),
+    "markov": Markov(seq_len=32, num_states=3),
+    "regbench": RegBench(seq_len=32),
+    "regression": Regression(dim=2, seq_len=32),
+}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Run]:
+    geometry = {"width": 8, "num_heads": 2}
+    mixers = {
+        "softmax": Softmax(**geometry),
+        "w16": Window(**geometry, window=16),
+        "w4": Window(**geometry, window=4),
+    }
+    arms = tuple(
+        Arm(
+            name=f"{kind}-{name}",
+            task=task,
+            model=ModelConfig(
+                vocab_size=task.num_tokens, num_layers=1, mixers=(mixer,), input_dim=task.input_dim, loss=task.loss
+            ),
+            training=Training(batch_size=4),
+            budget=Budget(tokens=512),
+        )
+        for kind, task in TASKS.items()
+        for name, mixer in mixers.items()
+    )
+    experiment = Experiment(name="frontier", question="?", arms=arms, eval_sequences=16, eval_batch_size=8, snapshots=1)
+    return load_runs(run_experiment(experiment, tmp_path_factory.mktemp("runs"), device="cpu"))
+
+
+@pytest.fixture
+def panels(runs: list[Run]) -> Iterator[dict[str, Axes]]:
+    figure = plot_score_by_state(runs)
+    yield dict(zip(TASKS, figure.axes, strict=True))
+    plt.close(figure)
+
+
+def test_a_family_is_one_line_over_bytes_with_intervals(panels: dict[str, Axes], runs: list[Run]) -> None:
+    ax = panels["mqar"]
+    assert [container.get_label() for container in ax.containers] == ["softmax", "window"]
+    line = ax.containers[1].lines[0]
+    # Keys and values of 8 channels, 4 bytes each; windows stand in order of their bytes.
+    np.testing.assert_array_equal(line.get_xdata(), [2 * 8 * 4 * 4, 2 * 8 * 16 * 4])
+    positions = [next(r for r in runs if r.name == f"mqar-{name}").positions for name in ("w4", "w16")]
+    expected = [overall([p], "accuracy") for p in positions]  # type: ignore[list-item]
+    np.testing.assert_allclose(line.get_ydata(), [e.value for e in expected])
+    bars = [segment[:, 1] for segment in ax.containers[1].lines[2][0].get_segments()]
+    np.testing.assert_allclose(bars, [[e.low, e.high] for e in expected])
+    assert ax.get_xscale() == "log"
+
+
+def test_each_task_is_scored_in_its_own_way(panels: dict[str, Axes], runs: list[Run]) -> None:
+    labels = {kind: ax.get_ylabel() for kind, ax in panels.items()}
+    assert labels["mqar"] == labels["rewritten"] == "held-out accuracy"
+    assert labels["markov"] == labels["regbench"] == "held-out loss (nats per scored token)"
+    assert labels["regression"] == "held-out loss (squared error per scored token)"
+    (best,) = [line for line in panels["markov"].lines if line.get_label() == "best possible"]
+    assert best.get_ydata()[0] == pytest.approx(TASKS["markov"].optimum(np.arange(1, 33)).mean())  # type: ignore[union-attr]
+
+
+def test_namesakes_are_told_apart_by_their_fields(panels: dict[str, Axes]) -> None:
+    assert panels["markov"].get_title() == "markov, context 32"
+    assert panels["mqar"].get_title() == "mqar, context 32, num_pairs 4, num_rewrites 0"
+    assert panels["rewritten"].get_title() == "mqar, context 32, num_pairs 3, num_rewrites 2"
+
+
+def test_anchors_are_drawn_with_the_optimum(runs: list[Run], tmp_path: Path) -> None:
+    figure = plot_loss_by_position([run for run in runs if run.name.startswith("regbench")])
+    names = {line.get_label() for line in figure.axes[0].lines}
+    assert {"best possible", "chance", "1-gram", "2-gram", "3-gram", "5-gram"} <= names
+    plt.close(figure)
