@@ -12,6 +12,8 @@ from icl_eval.config import Config
 
 Split = Literal["train", "heldout"]
 SPLITS: tuple[Split, ...] = ("train", "heldout")
+HELDOUT_BLOCK = 32
+"""Generated held-out sequences that share a random stream."""
 
 
 class Batch(NamedTuple):
@@ -54,13 +56,16 @@ class Task(Config, ABC):
         seq_len: tokens a sequence.
         name: the task's name on the command line.
         version: raised whenever the same config would give other batches.
-        position_label: what ``Batch.position`` measures, with its unit.
     """
 
     seq_len: int = 256
     name: ClassVar[str]
     version: ClassVar[int]
-    position_label: ClassVar[str] = "context seen (tokens)"
+
+    @property
+    def position_label(self) -> str:
+        """What ``Batch.position`` measures, with its unit."""
+        return "context seen (tokens)"
 
     @property
     @abstractmethod
@@ -84,9 +89,65 @@ class Task(Config, ABC):
         """Loss (nats) of the best guess that ignores the context."""
         return float(np.log(self.num_tokens))
 
+    @property
+    def state_bits(self) -> float | None:
+        """Bits that a state must carry to reach the optimum, or ``None`` where it is not known."""
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratedTask(Task):
+    """A task whose sequences are drawn without end; a sequence is its own document."""
+
+    @abstractmethod
+    def draw(self, rng: np.random.Generator, rows: int) -> dict[str, np.ndarray]:
+        """``rows`` sequences: every field of :class:`Batch` but ``document``."""
+
+    def build(self, seed: int) -> "GeneratedSource":
+        return GeneratedSource(self, seed)
+
+
+class GeneratedSource:
+    """Sequences of a :class:`GeneratedTask` for one seed.
+
+    A training batch has a stream of its own. Held-out sequences have one for every :data:`HELDOUT_BLOCK` of them, so
+    that sequence r is the same in whatever batch size it is read.
+    """
+
+    def __init__(self, task: GeneratedTask, seed: int):
+        self.task, self.seed = task, seed
+        self._last_block: tuple[int, dict[str, np.ndarray]] | None = None
+
+    def batch(self, split: Split, index: int, batch_size: int) -> Batch:
+        first = index * batch_size
+        if split == "train":
+            arrays = self.task.draw(generator(self.seed, split, index), batch_size)
+        else:
+            blocks = range(first // HELDOUT_BLOCK, (first + batch_size - 1) // HELDOUT_BLOCK + 1)
+            parts = [self._block(block) for block in blocks]
+            rows = slice(first % HELDOUT_BLOCK, first % HELDOUT_BLOCK + batch_size)
+            arrays = {name: np.concatenate([part[name] for part in parts])[rows] for name in parts[0]}
+        document = np.arange(first, first + batch_size)
+        return Batch(document=to_tensor(document), **{name: to_tensor(array) for name, array in arrays.items()})
+
+    def _block(self, block: int) -> dict[str, np.ndarray]:
+        """A block of held-out sequences; the last one is kept, for batches smaller than a block."""
+        if self._last_block is None or self._last_block[0] != block:
+            self._last_block = block, self.task.draw(generator(self.seed, "heldout", block), HELDOUT_BLOCK)
+        return self._last_block[1]
+
+    def num_sequences(self, split: Split) -> None:
+        return None
+
+    def manifest(self) -> dict[str, Any]:
+        return {}
+
 
 def generator(seed: int, split: Split, index: int) -> np.random.Generator:
-    """The random stream of one batch: independent of every other batch, and of the seed for the held-out split."""
+    """The random stream of one batch (or block of held-out sequences), which no other batch shares.
+
+    That of the held-out split does not depend on the seed.
+    """
     seed = seed if split == "train" else 0
     return np.random.default_rng([seed, SPLITS.index(split), index])
 

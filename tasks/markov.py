@@ -2,18 +2,18 @@
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
-from icl_eval.tasks.base import Batch, Split, Task, generator, to_tensor
+from icl_eval.tasks.base import GeneratedTask
 
 CHAINS = 1024
 """Chains that the optimum is averaged over."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Markov(Task):
+class Markov(GeneratedTask):
     """In-context Markov chains (Edelman et al., "The evolution of statistical induction heads", 2024).
 
     A sequence draws its transition rows from Dirichlet(1, …, 1): one row a state at order 1, one a pair of states at
@@ -33,7 +33,7 @@ class Markov(Task):
     """
 
     name: ClassVar[str] = "markov"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     num_states: int = 8
     order: int = 1
@@ -53,8 +53,15 @@ class Markov(Task):
         rows = self.num_states**self.order
         return rows * self.num_states * float(np.log2(1 + self.seq_len / rows))
 
-    def build(self, seed: int) -> "MarkovSource":
-        return MarkovSource(self, seed)
+    def draw(self, rng: np.random.Generator, rows: int) -> dict[str, np.ndarray]:
+        string = _strings(rng, rows, self.seq_len + 1, self.num_states, self.order)
+        position = np.tile(np.arange(1, self.seq_len + 1), (rows, 1))
+        return {
+            "tokens": string[:, :-1].copy(),
+            "targets": string[:, 1:].copy(),
+            "scored": np.ones(position.shape, bool),
+            "position": position,
+        }
 
     def optimum(self, position: np.ndarray) -> np.ndarray:
         """Expected loss of the Bayes predictor (nats), by :func:`bayes_loss`; see :meth:`optimum_error`."""
@@ -63,27 +70,6 @@ class Markov(Task):
     def optimum_error(self, position: np.ndarray) -> np.ndarray:
         """Standard error of :meth:`optimum` (nats)."""
         return bayes_loss(self.num_states, self.order, self.seq_len)[1][position]
-
-
-class MarkovSource:
-    """Batches of :class:`Markov`; a sequence is its own document."""
-
-    def __init__(self, task: Markov, seed: int):
-        self.task, self.seed = task, seed
-
-    def batch(self, split: Split, index: int, batch_size: int) -> Batch:
-        rng, task = generator(self.seed, split, index), self.task
-        string = _strings(rng, batch_size, task.seq_len + 1, task.num_states, task.order)
-        position = np.tile(np.arange(1, task.seq_len + 1), (batch_size, 1))
-        document = index * batch_size + np.arange(batch_size)
-        scored = np.ones(position.shape, bool)
-        return Batch(*map(to_tensor, (string[:, :-1].copy(), string[:, 1:].copy(), scored, position, document)))
-
-    def num_sequences(self, split: Split) -> None:
-        return None
-
-    def manifest(self) -> dict[str, Any]:
-        return {}
 
 
 def _strings(rng: np.random.Generator, count: int, length: int, K: int, order: int) -> np.ndarray:

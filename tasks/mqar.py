@@ -1,16 +1,17 @@
 """Multi-query associative recall: key-value pairs, then the keys again, each to be answered with its value."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 
-from icl_eval.tasks.base import Batch, Split, Task, generator, to_tensor
+from icl_eval.tasks.base import GeneratedTask
+from icl_eval.tasks.draws import distinct, log_uniform
 
 
 @dataclass(frozen=True, kw_only=True)
-class MQAR(Task):
-    """Multi-query associative recall (Arora et al., "Zoology", 2023).
+class MQAR(GeneratedTask):
+    """Multi-query associative recall (Arora et al., "Zoology", 2023), where values may be rewritten.
 
     N pairs ``k1 v1 … kN vN`` of distinct keys and distinct values, then two-token slots; every key stands once more,
     first in a slot of its own, and its value is to be predicted there. The answer is never shown. With
@@ -19,38 +20,65 @@ class MQAR(Task):
         tokens    3  12   5   9 |  7  2 |  5  1 |  3 14
         targets   .   .   .   . |  .  . |  9  . | 12  .
         scored    0   0   0   0 |  0  0 |  1  0 |  1  0
-        position                           4       8      (tokens since the key was shown)
+        position                           4       8      (tokens since the key was last written)
 
-    The ideal loss is 0. A model that knows only which values occurred sits at ln N.
+    The forgetting variant (``num_rewrites=1``) writes a key again among the pairs, and the last value counts:
+
+        tokens    3  12   5   9   3  15 |  5  1 |  3 14
+        targets   .   .   .   .   .   . |  9  . | 15  .
+
+    The ideal loss is 0. A model that knows only which values occurred sits at ln(N + num_rewrites).
 
     Attributes:
         num_pairs: N, what the state has to hold: about ``N · log2(vocab_size / 2)`` bits.
+        min_pairs: sequences hold from this many to ``num_pairs`` pairs, log-uniformly; ``None`` for N in all.
+        num_rewrites: how often a key, drawn anew each time, gets another value; old values are to be forgotten.
         vocab_size: keys come from the lower half (without token 0), values from the upper.
         query_decay: slot g is drawn with weight ``(g + 1) ** (query_decay - 1)``: 1 spreads the queries evenly,
             Zoology's 0.01 puts most of them early.
-        random_filler: fill the rest of the query area with random tokens, else with token 0.
+        random_filler: fill the rest of the query area with random tokens, else with token 0. Where the number of pairs
+            varies it has to be 0: nothing else tells filler from pairs.
+        axis: report by the distance from a key to its query, or by the number of pairs in the sequence.
     """
 
     name: ClassVar[str] = "mqar"
-    version: ClassVar[int] = 1
-    position_label: ClassVar[str] = "distance from key to query (tokens)"
+    version: ClassVar[int] = 2
 
     vocab_size: int = 256
     num_pairs: int = 32
+    min_pairs: int | None = None
+    num_rewrites: int = 0
     query_decay: float = 1.0
     random_filler: bool = True
+    axis: Literal["distance", "pairs"] = "distance"
 
     def __post_init__(self) -> None:
         self.require(self.vocab_size >= 4 and self.vocab_size % 2 == 0, "vocab_size", "an even number of at least 4")
         self.require(
             1 <= self.num_pairs < self.vocab_size // 2, "num_pairs", f"in [1, vocab_size / 2 = {self.vocab_size // 2})"
         )
+        self.require(
+            self.min_pairs is None or 1 <= self.min_pairs <= self.num_pairs,
+            "min_pairs",
+            f"None or in [1, num_pairs = {self.num_pairs}]",
+        )
+        self.require(
+            not (self.random_filler and self.min_pairs), "random_filler", f"False with min_pairs = {self.min_pairs}"
+        )
+        spare = self.vocab_size // 2 - self.num_pairs
+        self.require(
+            0 <= self.num_rewrites <= spare,
+            "num_rewrites",
+            f"in [0, vocab_size / 2 - num_pairs = {spare}]: values are distinct",
+        )
         self.require(self.query_decay > 0, "query_decay", "positive")
-        need = 4 * self.num_pairs
+        self.require(self.axis in ("distance", "pairs"), "axis", "'distance' or 'pairs'")
+        need = 4 * self.num_pairs + 2 * self.num_rewrites
         self.require(
             self.seq_len >= need and self.seq_len % 2 == 0,
             "seq_len",
-            f"even and at least {need}: num_pairs = {self.num_pairs} takes two tokens a pair and two a query",
+            f"even and at least {need}: num_pairs = {self.num_pairs} takes two tokens a pair and two a query, "
+            f"num_rewrites = {self.num_rewrites} two each",
         )
 
     @property
@@ -58,12 +86,16 @@ class MQAR(Task):
         return self.vocab_size
 
     @property
-    def state_bits(self) -> float:
-        """Bits that a state must hold to answer every query."""
-        return self.num_pairs * float(np.log2(self.vocab_size / 2))
+    def position_label(self) -> str:
+        return "distance from key to query (tokens)" if self.axis == "distance" else "key-value pairs in the sequence"
 
-    def build(self, seed: int) -> "MQARSource":
-        return MQARSource(self, seed)
+    @property
+    def num_positions(self) -> int:
+        return self.seq_len + 1 if self.axis == "distance" else self.num_pairs + 1
+
+    @property
+    def state_bits(self) -> float:
+        return self.num_pairs * float(np.log2(self.vocab_size / 2))
 
     def optimum(self, position: np.ndarray) -> np.ndarray:
         return np.zeros(len(position))
@@ -71,42 +103,43 @@ class MQAR(Task):
     def chance(self) -> float:
         return float(np.log(self.vocab_size / 2))
 
+    def draw(self, rng: np.random.Generator, rows: int) -> dict[str, np.ndarray]:
+        T, N, half = self.seq_len, self.num_pairs, self.vocab_size // 2
+        num_writes = N + self.num_rewrites
+        row = np.arange(rows)[:, None]
+        keys = 1 + distinct(rng, rows, half - 1, N)
+        values = half + distinct(rng, rows, half, num_writes)
+        num_pairs = log_uniform(rng, self.min_pairs or N, N, rows)[:, None]
+        written, is_write = self._writes(rng, num_pairs)
+        last = np.zeros((rows, N), np.int64)
+        np.maximum.at(last, (row, written), is_write * np.arange(num_writes))
 
-class MQARSource:
-    """Batches of :class:`MQAR`; a sequence is its own document."""
+        tokens = rng.integers(0, self.vocab_size, (rows, T)) if self.random_filler else np.zeros((rows, T), np.int64)
+        b, j = np.nonzero(is_write)
+        tokens[b, 2 * j], tokens[b, 2 * j + 1] = keys[b, written[b, j]], values[b, j]
+        slot = num_pairs + self.num_rewrites + self._query_slots(rng, num_pairs)
+        b, i = np.nonzero(np.arange(N) < num_pairs)
+        at, wrote = 2 * slot[b, i], last[b, i]
+        tokens[b, at] = keys[b, i]
+        targets, position = np.zeros((rows, T), np.int64), np.zeros((rows, T), np.int64)
+        scored = np.zeros((rows, T), bool)
+        targets[b, at] = values[b, wrote]
+        scored[b, at] = True
+        position[b, at] = at - 2 * wrote if self.axis == "distance" else num_pairs[b, 0]
+        return {"tokens": tokens, "targets": targets, "scored": scored, "position": position}
 
-    def __init__(self, task: MQAR, seed: int):
-        self.task, self.seed = task, seed
+    def _writes(self, rng: np.random.Generator, num_pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Which key each write is of, in the order of writing, and whether the sequence has the write at all."""
+        rows, N, U = len(num_pairs), self.num_pairs, self.num_rewrites
+        key = np.concatenate([np.tile(np.arange(N), (rows, 1)), rng.integers(0, num_pairs, (rows, U))], axis=1)
+        absent = key >= num_pairs
+        rank = rng.permuted(np.tile(np.arange(N + U), (rows, 1)), axis=1) + (N + U) * absent
+        return np.take_along_axis(key, np.argsort(rank, axis=1), axis=1), np.arange(N + U) < num_pairs + U
 
-    def batch(self, split: Split, index: int, batch_size: int) -> Batch:
-        rng, task = generator(self.seed, split, index), self.task
-        B, T, N, half = batch_size, task.seq_len, task.num_pairs, task.vocab_size // 2
-        keys = 1 + _distinct(rng, B, half - 1, N)
-        values = half + _distinct(rng, B, half, N)
-        num_slots = (T - 2 * N) // 2
-        log_weight = (task.query_decay - 1) * np.log(np.arange(1, num_slots + 1))
-        slots = np.argsort(-(log_weight + rng.gumbel(size=(B, num_slots))), axis=1)[:, :N]
-        query_at = 2 * N + 2 * slots
-
-        tokens = rng.integers(0, task.vocab_size, (B, T)) if task.random_filler else np.zeros((B, T), np.int64)
-        tokens[:, 0 : 2 * N : 2], tokens[:, 1 : 2 * N : 2] = keys, values
-        targets, position = np.zeros((B, T), np.int64), np.zeros((B, T), np.int64)
-        scored = np.zeros((B, T), bool)
-        rows = np.arange(B)[:, None]
-        tokens[rows, query_at] = keys
-        targets[rows, query_at] = values
-        scored[rows, query_at] = True
-        position[rows, query_at] = query_at - 2 * np.arange(N)
-        document = index * batch_size + np.arange(B)
-        return Batch(*map(to_tensor, (tokens, targets, scored, position, document)))
-
-    def num_sequences(self, split: Split) -> None:
-        return None
-
-    def manifest(self) -> dict[str, Any]:
-        return {}
-
-
-def _distinct(rng: np.random.Generator, rows: int, size: int, count: int) -> np.ndarray:
-    """``[rows, count]`` numbers below ``size``, distinct within a row, in random order."""
-    return np.argsort(rng.random((rows, size), dtype=np.float32), axis=1)[:, :count]
+    def _query_slots(self, rng: np.random.Generator, num_pairs: np.ndarray) -> np.ndarray:
+        """A slot for every key, counted from the end of the pairs, distinct within a row."""
+        most = self.seq_len // 2 - self.num_rewrites - (self.min_pairs or self.num_pairs)
+        slot = np.arange(most)
+        weight = (self.query_decay - 1) * np.log(slot + 1) + rng.gumbel(size=(len(num_pairs), most))
+        weight[slot >= self.seq_len // 2 - self.num_rewrites - num_pairs] = -np.inf
+        return np.argsort(-weight, axis=1)[:, : self.num_pairs]

@@ -57,7 +57,7 @@ def test_optimum_is_near_the_values_measured_elsewhere(
 def test_batches_depend_on_seed_split_and_index_alone() -> None:
     task = Markov()
     digest = hashlib.sha256(task.build(0).batch("train", 7, 8).tokens.numpy().tobytes()).hexdigest()
-    # Of version 1. A change here means that the same config gives other data: raise Markov.version.
+    # Of version 2. A change here means that the same config gives other data: raise Markov.version.
     assert digest == "b4141574f2fbd1d40b92b127fc633013c70e99d3c99f8ff61abf15573c65606e"
     first, second = task.build(0), task.build(1)
     assert torch.equal(first.batch("heldout", 0, 8).tokens, second.batch("heldout", 0, 8).tokens)
