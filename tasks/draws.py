@@ -51,4 +51,3 @@ def occurrences(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     np.put_along_axis(earlier, columns, place - group_start, axis=1)
     np.put_along_axis(last, columns, np.where(same, np.roll(columns, 1, axis=1), -1), axis=1)
     return earlier, last
-
