@@ -1,17 +1,33 @@
 """In-context-learning tasks. ``TASKS`` maps the names of the command line to config classes."""
 
-from icl_eval.tasks.base import Batch, Source, Split, Task, TextSource
+from icl_eval.tasks.base import Batch, GeneratedTask, Source, Split, Task, TextSource
 from icl_eval.tasks.classification import Classification
 from icl_eval.tasks.markov import Markov
 from icl_eval.tasks.mqar import MQAR
+from icl_eval.tasks.needle import Needle
+from icl_eval.tasks.phonebook import Phonebook
 from icl_eval.tasks.regbench import RegBench
 from icl_eval.tasks.regression import Regression
 from icl_eval.tasks.text.longcrawl64 import LongCrawl64
 from icl_eval.tasks.text.tasks import Files, Hub, SourceCode, TextTask
+from icl_eval.tasks.variable_tracking import VariableTracking
 
 TASKS: dict[str, type[Task]] = {
     task.name: task
-    for task in (MQAR, Markov, Regression, RegBench, Classification, SourceCode, Files, Hub, LongCrawl64)
+    for task in (
+        MQAR,
+        Phonebook,
+        Needle,
+        VariableTracking,
+        Markov,
+        Regression,
+        RegBench,
+        Classification,
+        SourceCode,
+        Files,
+        Hub,
+        LongCrawl64,
+    )
 }
 
 __all__ = [
@@ -20,9 +36,12 @@ __all__ = [
     "Batch",
     "Classification",
     "Files",
+    "GeneratedTask",
     "Hub",
     "LongCrawl64",
     "Markov",
+    "Needle",
+    "Phonebook",
     "RegBench",
     "Regression",
     "Source",
@@ -31,4 +50,5 @@ __all__ = [
     "Task",
     "TextSource",
     "TextTask",
+    "VariableTracking",
 ]
