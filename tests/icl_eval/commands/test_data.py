@@ -109,8 +109,10 @@ def test_a_preset_runs_on_files(
         "    return replace(tiny(), arms=tuple(arms), snapshots=1)\n"
     )
     run = ["run", preset, "--text", corpus, "--out", tmp_path / "runs", "--device", "cpu"]
-    code, _, errors = icl_eval(monkeypatch, capsys, *run)
+    code, out, errors = icl_eval(monkeypatch, capsys, *run)
     assert code == 0, errors
+    assert "files, bits per byte: linear " in out
+    assert "\n  s0 (2 documents): linear " in out
     tasks = {run.name: run.arm.task for run in load_runs(tmp_path / "runs")}
     assert tasks["mqar-power"] == load_preset(TINY).arms[1].task
     assert tasks["text-linear"] == Files(path=str(corpus), seq_len=48)
