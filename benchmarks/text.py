@@ -3,8 +3,9 @@
     python benchmarks/text.py --out results/text
 
 Writes a synthetic corpus into a temporary folder, prepares it as bytes and with a byte-level BPE of 16,384 tokens, each
-in a process of its own, and reads random training windows. Writes ``text.json``: seconds and peak memory of each
-preparation, bytes per token, tokens/s of reading, machine, versions and command.
+in a process of its own, and reads random training windows. Writes ``text.json``: seconds (of the clock and of the
+CPU) and peak memory of each preparation, documents, bytes and tokens, tokens/s of reading, machine, versions, command,
+and the load of the machine at the beginning and at the end: what else runs there slows the clock.
 
 The corpus is drawn from the words of the standard library's source with their frequencies, and a share of words made up
 of letters, so that the vocabulary of pieces grows with the text as it does in real text.
@@ -54,12 +55,12 @@ def write_corpus(folder: Path, num_bytes: int, document_bytes: int) -> None:
 
 
 def prepare(task: Files) -> dict[str, Any]:
-    """Seconds, peak memory (bytes) and outcome of one preparation, in this process."""
-    start = time.perf_counter()
+    """Seconds, CPU seconds, peak memory (bytes) and outcome of one preparation, in this process."""
+    start, cpu_start = time.perf_counter(), time.process_time()
     corpus = task.corpus()
-    seconds = time.perf_counter() - start
     return {
-        "seconds": seconds,
+        "seconds": time.perf_counter() - start,
+        "cpu_seconds": time.process_time() - cpu_start,
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "documents": len(corpus.documents),
         "bytes": int(corpus.documents["bytes"].sum()),
@@ -69,14 +70,19 @@ def prepare(task: Files) -> dict[str, Any]:
 
 
 def read(task: Files, batch_size: int, num_batches: int) -> dict[str, Any]:
-    """Tokens/s of random training windows."""
+    """Tokens/s of random training windows, and tokens per CPU second."""
     source = task.build(0)
     source.batch("train", 0, batch_size)
-    start = time.perf_counter()
+    start, cpu_start = time.perf_counter(), time.process_time()
     for index in range(1, num_batches + 1):
         source.batch("train", index, batch_size)
-    seconds = time.perf_counter() - start
-    return {"seq_len": task.seq_len, "tokens_per_second": num_batches * batch_size * task.seq_len / seconds}
+    seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
+    tokens = num_batches * batch_size * task.seq_len
+    return {
+        "seq_len": task.seq_len,
+        "tokens_per_second": tokens / seconds,
+        "tokens_per_cpu_second": tokens / cpu_seconds,
+    }
 
 
 def main() -> None:
@@ -87,6 +93,7 @@ def main() -> None:
     parser.add_argument("--vocab-size", type=int, default=16_384)
     arguments = parser.parse_args()
     results: dict[str, Any] = {}
+    load = os.getloadavg()[0]
     fresh = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
         os.environ["ICL_EVAL_CACHE"] = str(Path(folder) / "cache")
@@ -95,11 +102,11 @@ def main() -> None:
         write_corpus(corpus, arguments.bytes, arguments.document_bytes)
         for tokenizer, vocab_size in (("bytes", None), ("bpe", arguments.vocab_size)):
             task = Files(path=str(corpus), seq_len=SEQ_LEN, tokenizer=tokenizer, vocab_size=vocab_size)
-            for step, function, options in (("prepare", prepare, ()), ("read", read, (8, 32))):
+            for step, function, options in (("prepare", prepare, ()), ("read", read, (8, 128))):
                 with fresh.Pool(1) as pool:
                     results[f"{step} {tokenizer}"] = pool.apply(function, (task, *options))
                 print(step, tokenizer, results[f"{step} {tokenizer}"], flush=True)
-    about = {**environment(torch.device("cpu")), "cores": os.cpu_count(), "load_average": os.getloadavg()[0]}
+    about = {**environment(torch.device("cpu")), "cores": os.cpu_count(), "load_average": [load, os.getloadavg()[0]]}
     arguments.out.mkdir(parents=True, exist_ok=True)
     command = " ".join(["python", *sys.argv])
     (arguments.out / "text.json").write_text(json.dumps({**results, **about, "command": command}, indent=2) + "\n")

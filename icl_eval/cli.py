@@ -21,7 +21,15 @@ from icl_eval.plots import plot_all
 from icl_eval.presets import load_preset, on_text, preset_files
 from icl_eval.run import run_experiment
 from icl_eval.run_folder import Run, RunFolderError, load_runs
-from icl_eval.tables import in_context_learning, loss_units, plan_table, results_table, state_table, wsfr_table
+from icl_eval.tables import (
+    bits_per_byte,
+    in_context_learning,
+    loss_units,
+    plan_table,
+    results_table,
+    state_table,
+    wsfr_table,
+)
 from icl_eval.tasks import TASKS
 
 app = typer.Typer(
@@ -156,7 +164,7 @@ def _report(runs: list[Run], out: Path) -> None:
         f"over held-out documents and {len(seeds)} seeds" if len(seeds) > 1 else "over held-out documents (one seed)"
     )
     console.print(f"Losses per scored token, in {loss_units(runs)}; 95 % intervals by bootstrap {spread}.")
-    for sentence in in_context_learning(runs):
+    for sentence in (*in_context_learning(runs), *bits_per_byte(runs)):
         console.print(sentence, highlight=False)
     console.print("\nfigures:")
     for file in plot_all(runs, out):

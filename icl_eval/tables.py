@@ -91,6 +91,27 @@ def in_context_learning(runs: Sequence[Run]) -> list[str]:
     return sentences
 
 
+def bits_per_byte(runs: Sequence[Run]) -> list[str]:
+    """Lines for each text task: the bits per byte of every arm, on all held-out documents and on each group of them.
+
+    Unlike losses per token, they can be compared between tokenisers.
+    """
+    lines = []
+    for task, groups in group_runs(runs).items():
+        measured = [g for g in groups if g.positions and all(p.document_bytes is not None for p in g.positions)]
+        if not measured:
+            continue
+        pooled = [f"{group.label} {_interval(overall(group.positions, 'bits_per_byte'))}" for group in measured]
+        lines.append(f"{task.name}, bits per byte: {', '.join(pooled)}.")
+        for name, documents in measured[0].runs[0].data.get("heldout_groups", {}).items():
+            parts = [(group.label, [p.of(np.array(documents)) for p in group.positions]) for group in measured]
+            number = len(parts[0][1][0].documents)
+            if number:
+                values = (f"{label} {overall(part, 'bits_per_byte').value:.3f}" for label, part in parts)
+                lines.append(f"  {name} ({number} {'document' if number == 1 else 'documents'}): {', '.join(values)}")
+    return lines
+
+
 def wsfr_table() -> Table:
     """Weight:state FLOP ratios of a 124 M GPT-2 (paper section 3, Table 2), in two counts, beside the paper's."""
     paper = {

@@ -16,7 +16,7 @@ from rich.progress import track
 from rich.table import Table
 
 from icl_eval.config import lookup
-from icl_eval.presets import load_preset
+from icl_eval.presets import load_preset, preset_files
 from icl_eval.run_folder import to_json, write_atomically
 from icl_eval.tasks import TASKS, Files, TextTask
 from icl_eval.tasks.base import SPLITS
@@ -28,7 +28,7 @@ app = typer.Typer(help="Look at a corpus, and freeze one as files.", no_args_is_
 EXAMPLE_CHARACTERS = 320
 
 SourceArgument = Annotated[
-    str, typer.Argument(metavar="SOURCE", help="A file or folder, the name of a text task, or a preset file of yours.")
+    str, typer.Argument(metavar="SOURCE", help="A file or folder, a text task's name, or a preset.")
 ]
 
 
@@ -78,9 +78,8 @@ def export(
                 file.write(json.dumps({"name": row["name"], "source": row["group"], "text": text}) + "\n")
         partial.replace(target)
     write_atomically(folder / FROZEN, to_json(corpus.about, indent=2))
-    Console().print(
-        f"{len(corpus.documents):,} documents in {folder}, sha256 {corpus.about['sha256']}", highlight=False
-    )
+    message = f"{len(corpus.documents):,} documents in {folder}, sha256 {corpus.about['sha256']}"
+    Console().print(message, highlight=False, soft_wrap=True)
 
 
 def text_tasks(source: str, fields: dict[str, Any]) -> list[TextTask]:
@@ -89,22 +88,24 @@ def text_tasks(source: str, fields: dict[str, Any]) -> list[TextTask]:
     Raises:
         ValueError: there is none.
     """
-    if Path(source).suffix == ".py":
+    if Path(source).suffix == ".py" or source in preset_files():
         tasks = [task for task in load_preset(source).tasks() if isinstance(task, TextTask)]
         if not tasks:
-            raise ValueError(f"{source}: none of its tasks is on text")
+            raise ValueError(f"{source}: none of its tasks is of {', '.join(sorted(_text_tasks()))}")
         return tasks
     if Path(source).exists():
         return [Files(path=source, seq_len=1, **fields)]
-    named = lookup(
-        {name: task for name, task in TASKS.items() if issubclass(task, TextTask)}, source, "text task or path"
-    )
+    named = lookup(_text_tasks(), source, "text task or path")
     try:
         return [named(seq_len=1, **fields)]
     except TypeError as error:
         raise ValueError(
             f"the task {source!r} says where its documents are in a preset; name its file ({error})"
         ) from error
+
+
+def _text_tasks() -> dict[str, type[TextTask]]:
+    return {name: task for name, task in TASKS.items() if issubclass(task, TextTask)}
 
 
 def _summary(corpus: Corpus) -> Table:

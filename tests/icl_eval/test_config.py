@@ -9,7 +9,7 @@ from icl_eval import Arm, Budget, Experiment, Training
 from icl_eval.config import Config, config_from_dict, lookup
 from icl_eval.models import ModelConfig, Power, Softmax
 from icl_eval.presets import load_preset, preset_files
-from icl_eval.tasks import MQAR
+from icl_eval.tasks import MQAR, Files
 
 
 @pytest.mark.parametrize("preset", preset_files())
@@ -102,3 +102,11 @@ def test_fingerprint_follows_what_determines_the_numbers() -> None:
         *(e.fingerprint(device="cpu") for e in other),
     ]
     assert len(set(prints)) == 4
+
+
+def test_where_data_lie_is_kept_and_is_no_part_of_the_identity() -> None:
+    here, there = (Files(path=path, seq_len=256) for path in ("here", "there"))
+    assert here.to_dict()["path"] == "here"
+    assert config_from_dict(here.to_dict()) == here
+    assert here.identity() == there.identity() == {key: v for key, v in here.to_dict().items() if "path" not in key}
+    assert here.identity() != replace(here, heldout_fraction=0.2).identity()
