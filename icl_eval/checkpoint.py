@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
@@ -24,17 +25,32 @@ class Progress:
 
     Attributes:
         step, seconds: that the model at hand has been trained for.
+        skipped_steps: of its steps, those that changed nothing because the gradient was not finite.
         steps_spent, seconds_spent: that the run has trained for, on the trunk and on all branches.
     """
 
     step: int = 0
     seconds: float = 0.0
+    skipped_steps: int = 0
     steps_spent: int = 0
     seconds_spent: float = 0.0
 
 
+def rng_states(accelerator: Accelerator) -> dict[str, Tensor]:
+    """States of torch's random generators on CPU and GPU, uint8 ``[processes, bytes]``, gathered from all processes."""
+    states = {"cpu": torch.get_rng_state()}
+    if accelerator.device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(accelerator.device)
+    return {name: accelerator.gather(state[None].to(accelerator.device)).cpu() for name, state in states.items()}
+
+
 def save_checkpoint(
-    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress, fork: int | None = None
+    folder: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    rng: dict[str, Tensor],
+    progress: Progress,
+    fork: int | None = None,
 ) -> None:
     """Write ``folder/step-N``, N the steps spent, and remove all but the last :data:`KEEP` and the forks they need.
 
@@ -43,12 +59,14 @@ def save_checkpoint(
     The manifest, written last, holds the hash of each file: a checkpoint without it, or with other hashes, is torn.
 
     Args:
+        rng: of :func:`rng_states`.
         fork: N of the checkpoint of the trunk, to which the run returns when the branch that this one is on has ended.
     """
     target = _path(folder, progress.steps_spent)
     files = {
         "model.safetensors": save(_contiguous(model.state_dict())),
         "optimizer.safetensors": save(_optimizer_tensors(optimizer)),
+        "rng.safetensors": save(rng),
     }
     for name, data in files.items():
         write_atomically(target / name, data)
@@ -62,9 +80,13 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, steps_spent: int | None = None
+    folder: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    accelerator: Accelerator,
+    steps_spent: int | None = None,
 ) -> Progress:
-    """Restore the newest intact checkpoint, or the one at ``steps_spent``.
+    """Restore the newest intact checkpoint, or the one at ``steps_spent``, torch's random generators included.
 
     Damaged ones are named in a warning and passed over.
 
@@ -74,7 +96,7 @@ def load_checkpoint(
     candidates = sorted(folder.glob("step-*"), reverse=True) if steps_spent is None else [_path(folder, steps_spent)]
     for target in candidates:
         try:
-            progress, weights, slots = _read(target, model)
+            progress, weights, slots, rng = _read(target, model)
             if (fork := _fork(target)) is not None:
                 _read(_path(folder, fork), model)
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
@@ -82,6 +104,7 @@ def load_checkpoint(
             continue
         model.load_state_dict(weights)
         _restore_optimizer(optimizer, slots)
+        _restore_rng(rng, accelerator)
         return progress
     return Progress()
 
@@ -98,13 +121,13 @@ def _fork(target: Path) -> int | None:
         return None
 
 
-def _read(target: Path, model: nn.Module) -> tuple[Progress, dict[str, Tensor], dict[str, Tensor]]:
+def _read(target: Path, model: nn.Module) -> tuple[Progress, dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
     manifest = json.loads((target / "manifest.json").read_text())
     tensors = {name: _verified(target / name, digest) for name, digest in manifest["sha256"].items()}
-    weights, slots = tensors["model.safetensors"], tensors["optimizer.safetensors"]
+    weights, slots, rng = (tensors[f"{name}.safetensors"] for name in ("model", "optimizer", "rng"))
     if _shapes(weights) != _shapes(model.state_dict()):
         raise ValueError("it belongs to another model")
-    return Progress(**manifest["progress"]), weights, slots
+    return Progress(**manifest["progress"]), weights, slots, rng
 
 
 def _verified(path: Path, digest: str) -> dict[str, Tensor]:
@@ -136,3 +159,11 @@ def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tens
         index, name = key.split(".")
         slots.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict({"state": slots, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _restore_rng(states: dict[str, Tensor], accelerator: Accelerator) -> None:
+    """Every process takes its own state; where there are more processes than before, they share."""
+    mine = {name: rows[accelerator.process_index % len(rows)].clone() for name, rows in states.items()}
+    torch.set_rng_state(mine["cpu"])
+    if accelerator.device.type == "cuda" and "cuda" in mine:
+        torch.cuda.set_rng_state(mine["cuda"], accelerator.device)

@@ -101,6 +101,7 @@ def run_experiment(
                     checkpoint_seconds=checkpoint_seconds,
                     on_progress=on_progress,
                 )
+                accelerator.free_memory()
             accelerator.wait_for_everyone()
             on_end(arm, seed)
     return root
