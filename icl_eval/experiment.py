@@ -64,12 +64,11 @@ class Training(Config):
             f"between 0 and learning_rate = {self.learning_rate}",
         )
         self.require(self.warmup_tokens >= 0, "warmup_tokens", "at least 0")
-        self.require(self.schedule in ("cosine", "branched"), "schedule", "'cosine' or 'branched'")
         rising = all(low < high for low, high in pairwise((0.0, *self.branches)))
         self.require(rising and self.branches[-1:] == (1.0,), "branches", "shares of the budget that rise to 1.0")
         self.require(0 < self.decay_fraction <= 1, "decay_fraction", "above 0 and at most 1")
         self.require(self.weight_decay >= 0, "weight_decay", "at least 0")
-        self.require(len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas), "betas", "two numbers in [0, 1)")
+        self.require(all(0 <= b < 1 for b in self.betas), "betas", "two numbers in [0, 1)")
         self.require(self.clip_norm > 0, "clip_norm", "positive")
         self.require(self.max_skipped_steps >= 0, "max_skipped_steps", "at least 0")
         self.require(
