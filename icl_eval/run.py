@@ -3,7 +3,8 @@
 import os
 import platform
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
+from contextlib import nullcontext
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -28,6 +29,8 @@ def run_experiment(
     *,
     device: str = "auto",
     checkpoint_seconds: float = 30.0,
+    only: Collection[tuple[str, int]] | None = None,
+    tuning: Mapping[str, Any] | None = None,
     on_start: Callable[[Arm, int, int], None] = lambda arm, seed, steps: None,
     on_progress: Callable[[int, float], None] = lambda step, loss: None,
     on_end: Callable[[Arm, int], None] = lambda arm, seed: None,
@@ -43,13 +46,15 @@ def run_experiment(
         device: ``"auto"`` (a CUDA GPU if there is one), ``"cpu"`` or ``"cuda"``. GPUs train in bfloat16, CPUs in
             float32.
         checkpoint_seconds: time between checkpoints.
+        only: arms' names and seeds to run, in place of all; what others run of the same experiment is left alone.
+        tuning: by arms' names, how the learning rate was found; recorded in ``config.json``.
         on_start: called with arm, seed and steps, all branches included, before each run that is not done.
         on_progress: called during each run with steps spent and mean loss.
         on_end: called after each run, and at once for those done before.
 
     Raises:
         ValueError: the experiment cannot be run as it stands.
-        RunFolderError: a folder cannot be written.
+        RunFolderError: a folder cannot be written, or another process is at work in it.
     """
     accelerator = make_accelerator(device)
     for arm in experiment.arms:
@@ -60,12 +65,14 @@ def run_experiment(
                 f"arm {arm.name!r}: batch_size = {arm.training.batch_size} is smaller than the number of processes, "
                 f"{accelerator.num_processes}: every process needs a sequence"
             )
-    sources: dict[tuple[Any, int], Source] = {}
+    runs = [(arm, seed) for arm in experiment.arms for seed in experiment.seeds]
+    runs = [run for run in runs if only is None or (run[0].name, run[1]) in only]
+    first = experiment.seeds[0]
+    sources = {(arm.task, seed): arm.task.build(seed) for arm, seed in runs}
+    sources |= {(task, first): task.build(first) for task in experiment.tasks() if (task, first) not in sources}
     for task in experiment.tasks():
-        for seed in experiment.seeds:
-            sources[task, seed] = task.build(seed)
-        heldout_sequences(experiment, sources[task, experiment.seeds[0]])
-    manifests = {task: sources[task, experiment.seeds[0]].manifest() for task in experiment.tasks()}
+        heldout_sequences(experiment, sources[task, first])
+    manifests = {task: sources[task, first].manifest() for task in experiment.tasks()}
     circumstances = {
         "device": accelerator.device.type,
         "precision": accelerator.mixed_precision,
@@ -75,16 +82,17 @@ def run_experiment(
     if accelerator.is_main_process:
         described = {**experiment.to_dict(), "circumstances": circumstances}
         write_atomically(root / "experiment.json", to_json(described, indent=2))
-    for arm in experiment.arms:
-        for seed in experiment.seeds:
-            folder = RunFolder(root / arm.name / f"seed{seed}")
-            if not folder.done:
+    for arm, seed in runs:
+        folder = RunFolder(root / arm.name / f"seed{seed}")
+        if not folder.done:
+            with folder.locked() if accelerator.is_main_process else nullcontext():
                 source = sources[arm.task, seed]
                 schedule = _schedule(arm, folder, source, accelerator)
                 plan = make_plan(arm, schedule.steps, experiment.snapshots)
                 if accelerator.is_main_process:
+                    described = describe(arm, seed, schedule, plan.steps_spent, accelerator)
                     folder.begin(
-                        describe(arm, seed, schedule, plan.steps_spent, accelerator),
+                        described | {"tuning": (tuning or {}).get(arm.name)},
                         environment(accelerator.device),
                         source.manifest(),
                         source.vocabulary() if isinstance(source, TextSource) else None,
@@ -102,8 +110,8 @@ def run_experiment(
                     on_progress=on_progress,
                 )
                 accelerator.free_memory()
-            accelerator.wait_for_everyone()
-            on_end(arm, seed)
+        accelerator.wait_for_everyone()
+        on_end(arm, seed)
     return root
 
 

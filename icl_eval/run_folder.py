@@ -11,13 +11,15 @@ checkpoint/     the last two resumable states (icl_eval.checkpoint)
 DONE            how it ended; a folder without it is unfinished and never read as a result
 """
 
+import fcntl
 import json
 import math
 import os
 import tempfile
 import warnings
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -79,6 +81,27 @@ class RunFolder:
     @property
     def done(self) -> bool:
         return (self.path / "DONE").is_file()
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes out while the block runs. The system takes the lock from a process that dies.
+
+        Raises:
+            RunFolderError: another process has it.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(self.path, os.O_RDONLY)
+        except OSError as error:
+            raise RunFolderError(f"cannot write {self.path}: {error.strerror or error}") from error
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise RunFolderError(f"another process is at work on {self.path}: wait for it, or end it") from None
+            yield
+        finally:
+            os.close(descriptor)
 
     def recorded_config(self) -> dict[str, Any] | None:
         """``config.json`` as an earlier, interrupted call wrote it, or ``None``."""

@@ -118,8 +118,8 @@ class _Trainer:
                 progress.seconds += seconds
                 progress.seconds_spent += seconds
                 progress.skipped_steps += int(skipped.sum())
-                norm = norm[skipped == 0].mean().item()
-                self._log(leg, loss=loss.mean().item(), learning_rate=learning_rate, gradient_norm=norm)
+                mean_norm = norm[skipped == 0].mean().item()
+                self._log(leg, loss=loss.mean().item(), learning_rate=learning_rate, gradient_norm=mean_norm)
                 if progress.step in leg.measured:
                     self._measure()
                 if progress.step < leg.stop:
