@@ -17,6 +17,7 @@ from icl_eval.commands.launching import (
     LauncherOption,
     OutOption,
     PresetArgument,
+    TextOption,
     launch,
 )
 from icl_eval.commands.tune import tune_command
@@ -73,11 +74,15 @@ def run(
     out: OutOption = Path("runs"),
     device: DeviceOption = "auto",
     seeds: Annotated[str | None, typer.Option(help="Seeds, as in 0,1,2, in place of the preset's.")] = None,
-    text: Annotated[Path | None, typer.Option(help="Files to put in place of every text of the preset.")] = None,
+    text: TextOption = None,
     ledger: Annotated[Path | None, typer.Option(help="Take each arm's best learning rate from a ledger.")] = None,
     jobs: JobsOption = 1,
     launcher: LauncherOption = "local",
     gpus_per_run: GpusOption = 1.0,
+    sharding: Annotated[
+        str, typer.Option(help="Under torchrun: none (DDP), or fsdp2 to share the model out.")
+    ] = "none",
+    tracker: Annotated[str | None, typer.Option(help="Also log to tensorboard or another of accelerate's.")] = None,
 ) -> None:
     """Train and measure all arms of a preset, draw its figures and print its table. Killed, it resumes."""
     experiment = load_preset(preset)
@@ -97,6 +102,8 @@ def run(
         launcher=launcher,
         gpus_per_run=gpus_per_run,
         console=console,
+        sharding=sharding,
+        tracker=tracker,
         tuning=tuning,
     )
     if IS_MAIN_PROCESS:

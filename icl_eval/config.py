@@ -5,7 +5,7 @@ This module imports nothing but the standard library, and every room may import 
 
 import dataclasses
 import difflib
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from types import UnionType
 from typing import Any, ClassVar, Literal, Self, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -57,7 +57,7 @@ class Config:
         allowed = {field.name for field in dataclasses.fields(cls) if field.init}
         for name in fields.keys() - allowed:
             raise TypeError(f"{cls.__name__} has no field {name!r}; {did_you_mean(name, allowed)}")
-        hints = _type_hints(cls)
+        hints = _type_hints(cls)  # type: ignore[arg-type]
         for name, value in fields.items():
             if name in hints and not _fits(value, hints[name]):
                 raise ValueError(f"{cls.__name__}.{name} = {value!r}: must be {_described(hints[name])}")
@@ -102,7 +102,7 @@ def config_from_dict(data: Mapping[str, Any]) -> Any:
 
 
 @cache
-def _type_hints(cls: Hashable) -> dict[str, Any]:
+def _type_hints(cls: type[Config]) -> dict[str, Any]:
     """The annotations of a class; none where they name what exists for type checkers only."""
     try:
         return get_type_hints(cls)

@@ -37,6 +37,7 @@ def run_in_processes(
     jobs: int,
     preset: str | None = None,
     device: str = "auto",
+    tracker: str | None = None,
     tuning: dict[str, Any] | None = None,
     on_end: Callable[[str, str | None], None] = lambda run, failure: None,
 ) -> tuple[Path, dict[str, str]]:
@@ -45,7 +46,7 @@ def run_in_processes(
     A run that fails does not stop the others.
 
     Args:
-        experiment, out, device, tuning: as for :func:`icl_eval.run.run_experiment`.
+        experiment, out, device, tracker, tuning: as for :func:`icl_eval.run.run_experiment`.
         jobs: processes at a time.
         preset: the file that defines the experiment's classes, where they are the user's.
         on_end: called with each run's name when it has ended, and the reason if it failed.
@@ -63,7 +64,7 @@ def run_in_processes(
         raise ValueError(
             f"jobs = {jobs}: the budget of arm {timed[0]!r} is in seconds, which runs sharing a machine would falsify"
         )
-    root, work = _unfinished(experiment, out, preset, device, tuning)
+    root, work = _unfinished(experiment, out, preset, device, tracker, tuning)
     failures: dict[str, str] = {}
     turns: Iterator[str | None] = itertools.cycle(_gpus(device) or [None])
     processes: set[subprocess.Popen] = set()
@@ -87,6 +88,7 @@ def run_on_ray(
     gpus_per_run: float = 1.0,
     preset: str | None = None,
     device: str = "auto",
+    tracker: str | None = None,
     tuning: dict[str, Any] | None = None,
     on_end: Callable[[str, str | None], None] = lambda run, failure: None,
 ) -> tuple[Path, dict[str, str]]:
@@ -108,7 +110,7 @@ def run_on_ray(
         raise ValueError("the Ray launcher needs Ray: pip install 'icl-eval[ray]'") from None
     if gpus_per_run <= 0:
         raise ValueError(f"gpus_per_run = {gpus_per_run}: must be positive")
-    root, work = _unfinished(experiment, out.resolve(), preset, device, tuning)
+    root, work = _unfinished(experiment, out.resolve(), preset, device, tracker, tuning)
     ray.init(ignore_reinit_error=True, log_to_driver=False, configure_logging=False)
     gpus = gpus_per_run if device != "cpu" and ray.cluster_resources().get("GPU", 0) else 0
     task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=MAX_RETRIES, max_calls=1)(run_job)
@@ -133,21 +135,28 @@ def run_job(job: Job) -> None:
         config_from_dict(job["experiment"]),
         job["out"],
         device=job["device"],
+        tracker=job["tracker"],
         tuning=job["tuning"],
         only={(job["arm"], job["seed"])},
     )
 
 
 def _unfinished(
-    experiment: Experiment, out: Path, preset: str | None, device: str, tuning: dict[str, Any] | None
+    experiment: Experiment,
+    out: Path,
+    preset: str | None,
+    device: str,
+    tracker: str | None,
+    tuning: dict[str, Any] | None,
 ) -> tuple[Path, list[Job]]:
     """The experiment's folder, checked and begun, and the runs that are not done."""
-    root = run_experiment(experiment, out, device=device, only=set())
+    root = run_experiment(experiment, out, device=device, tracker=tracker, only=set())
     shared = {
         "preset": preset if preset is None or not Path(preset).is_file() else str(Path(preset).resolve()),
         "experiment": experiment.to_dict(),
         "out": str(out),
         "device": device,
+        "tracker": tracker,
         "tuning": tuning,
     }
     runs = [(arm.name, seed) for seed in experiment.seeds for arm in experiment.arms]

@@ -12,8 +12,11 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import FullyShardedDataParallelPlugin, LoggerType
+from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from icl_eval.budget import Schedule
+from icl_eval.config import did_you_mean
 from icl_eval.experiment import Arm, Experiment
 from icl_eval.run_folder import RunFolder, to_json, write_atomically
 from icl_eval.schedule import make_plan
@@ -28,6 +31,8 @@ def run_experiment(
     out: str | Path = "runs",
     *,
     device: str = "auto",
+    sharding: str = "none",
+    tracker: str | None = None,
     checkpoint_seconds: float = 30.0,
     only: Collection[tuple[str, int]] | None = None,
     tuning: Mapping[str, Any] | None = None,
@@ -45,6 +50,8 @@ def run_experiment(
         out: where the experiment's folder goes.
         device: ``"auto"`` (a CUDA GPU if there is one), ``"cpu"`` or ``"cuda"``. GPUs train in bfloat16, CPUs in
             float32.
+        sharding: under torchrun, ``"none"`` gives every process the whole model (DDP), ``"fsdp2"`` a share of it.
+        tracker: accelerate's name of where metrics go beside ``metrics.jsonl``, such as ``"tensorboard"``.
         checkpoint_seconds: time between checkpoints.
         only: arms' names and seeds to run, in place of all; what others run of the same experiment is left alone.
         tuning: by arms' names, how the learning rate was found; recorded in ``config.json``.
@@ -56,7 +63,7 @@ def run_experiment(
         ValueError: the experiment cannot be run as it stands.
         RunFolderError: a folder cannot be written, or another process is at work in it.
     """
-    accelerator = make_accelerator(device)
+    accelerator = make_accelerator(device, sharding, tracker)
     for arm in experiment.arms:
         if arm.budget.seconds is None:
             make_plan(arm, arm.schedule().steps, experiment.snapshots)
@@ -64,6 +71,11 @@ def run_experiment(
             raise ValueError(
                 f"arm {arm.name!r}: batch_size = {arm.training.batch_size} is smaller than the number of processes, "
                 f"{accelerator.num_processes}: every process needs a sequence"
+            )
+        if accelerator.is_fsdp2 and arm.training.batch_size % accelerator.num_processes:
+            raise ValueError(
+                f"arm {arm.name!r}: batch_size = {arm.training.batch_size} must be a multiple of the number of "
+                f"processes, {accelerator.num_processes}, when they share the model"
             )
     runs = [(arm, seed) for arm in experiment.arms for seed in experiment.seeds]
     runs = [run for run in runs if only is None or (run[0].name, run[1]) in only]
@@ -98,6 +110,7 @@ def run_experiment(
                         source.vocabulary() if isinstance(source, TextSource) else None,
                     )
                 on_start(arm, seed, plan.steps_spent)
+                _start_tracking(accelerator, root, arm, seed)
                 train_arm(
                     experiment,
                     arm,
@@ -109,24 +122,61 @@ def run_experiment(
                     checkpoint_seconds=checkpoint_seconds,
                     on_progress=on_progress,
                 )
+                for running in accelerator.trackers:
+                    running.finish()
+                accelerator.trackers = []
                 accelerator.free_memory()
         accelerator.wait_for_everyone()
         on_end(arm, seed)
     return root
 
 
-def make_accelerator(device: str) -> Accelerator:
-    """accelerate's handle on device, processes and precision.
+def make_accelerator(device: str, sharding: str = "none", tracker: str | None = None) -> Accelerator:
+    """accelerate's handle on device, processes, precision and tracking.
+
+    Args:
+        device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
+        sharding: under torchrun, ``"none"`` gives every process the whole model (DDP), ``"fsdp2"`` a share of it.
+        tracker: one of accelerate's, such as ``"tensorboard"``.
 
     Raises:
-        ValueError: an unknown device, or a GPU where there is none.
+        ValueError: an unknown device, sharding or tracker, or one that cannot be had here.
     """
     if device not in ("auto", "cpu", "cuda"):
         raise ValueError(f"device = {device!r}: must be 'auto', 'cpu' or 'cuda'")
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device = 'cuda': this machine has no usable CUDA GPU; use 'cpu' or 'auto'")
+    if sharding not in ("none", "fsdp2"):
+        raise ValueError(f"sharding = {sharding!r}: must be 'none' or 'fsdp2'")
+    if sharding == "fsdp2" and int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        raise ValueError("sharding = 'fsdp2': there is one process, nothing to share with; start several with torchrun")
+    trackers = [str(name) for name in LoggerType if name != LoggerType.ALL]
+    if tracker is not None and tracker not in trackers:
+        raise ValueError(f"unknown tracker {tracker!r}; {did_you_mean(tracker, trackers)}")
     cuda = device != "cpu" and torch.cuda.is_available()
-    return Accelerator(cpu=not cuda, mixed_precision="bf16" if cuda else "no")
+    accelerator = Accelerator(
+        cpu=not cuda,
+        mixed_precision="bf16" if cuda else "no",
+        fsdp_plugin=sharding_plugin() if sharding == "fsdp2" else None,
+        log_with=tracker,
+        project_dir=None if tracker is None else ".",
+    )
+    if sharding == "fsdp2" and not accelerator.is_fsdp2:
+        raise ValueError("sharding = 'fsdp2': accelerate shares a model out over GPUs only, and there are none here")
+    if tracker is not None and not accelerator.log_with:
+        raise ValueError(f"the tracker {tracker!r} is not installed: pip install {tracker}, or 'icl-eval[tracking]'")
+    return accelerator
+
+
+def sharding_plugin() -> FullyShardedDataParallelPlugin:
+    """FSDP2 with parameters in float32: autocast chooses what is computed in less, as it does without sharding."""
+    return FullyShardedDataParallelPlugin(fsdp_version=2, mixed_precision_policy=MixedPrecisionPolicy())
+
+
+def _start_tracking(accelerator: Accelerator, root: Path, arm: Arm, seed: int) -> None:
+    """Begin a run of its own with the trackers, if there are any; those that write files do so below the root."""
+    accelerator.project_configuration.logging_dir = str(root / "tracking")
+    accelerator.init_trackers(f"{arm.name}-seed{seed}")
 
 
 def _schedule(arm: Arm, folder: RunFolder, source: Source, accelerator: Accelerator) -> Schedule:
@@ -152,6 +202,7 @@ def describe(arm: Arm, seed: int, schedule: Schedule, steps_spent: int, accelera
         "device": accelerator.device.type,
         "precision": accelerator.mixed_precision,
         "processes": accelerator.num_processes,
+        "sharding": "fsdp2" if accelerator.is_fsdp2 else "none",
         "schedule": schedule._asdict(),
         "spent": {
             "steps": steps_spent,

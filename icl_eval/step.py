@@ -8,6 +8,7 @@ from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from torch.distributed.tensor import DTensor
 
 from icl_eval.experiment import Arm
 from icl_eval.measure import ScoredLoss
@@ -41,6 +42,8 @@ def prepare(arm: Arm, seed: int, accelerator: Accelerator) -> tuple[nn.Module, A
             layers[index] = checkpoint_wrapper(layer)
         if training.compile:
             layers[index].compile(dynamic=False)
+    if accelerator.is_fsdp2:
+        accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap = [type(layers[0]).__name__]
     matrices = [p for p in model.parameters() if p.ndim >= 2]
     vectors = [p for p in model.parameters() if p.ndim < 2]
     groups = [{"params": matrices, "weight_decay": training.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
@@ -69,6 +72,7 @@ def train_step(
             accelerator.backward(loss * accelerator.num_processes)
         total += loss.detach()
     norm = accelerator.clip_grad_norm_(model.parameters(), training.clip_norm)
+    norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
     skipped = (~norm.isfinite()).to(torch.float32)
     optimizer.optimizer.found_inf = skipped  # fused optimisers then leave parameters and moments alone
     optimizer.step()

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast, set_seed
 
 from icl_eval.budget import Schedule
-from icl_eval.checkpoint import Progress, load_checkpoint, rng_states, save_checkpoint
+from icl_eval.checkpoint import Progress, load_checkpoint, save_checkpoint
 from icl_eval.experiment import Arm, Experiment
 from icl_eval.measure import measure
 from icl_eval.positions import append
@@ -135,6 +135,7 @@ class _Trainer:
         progress = self.progress
         if self.accelerator.is_main_process:
             self.folder.log({"branch": leg.branch, **self._seen(), **values, **asdict(progress)})
+        self.accelerator.log(values, step=progress.steps_spent)
         self.on_progress(progress.steps_spent, values["loss"])
         if not math.isfinite(values["loss"]):
             raise DivergedError(f"training loss is {values['loss']}")
@@ -165,6 +166,8 @@ class _Trainer:
         )
         if not math.isfinite(measurement.nll_sum.sum()):
             raise DivergedError("held-out loss is not finite")
+        heldout_loss = float(measurement.nll_sum.sum() / measurement.count.sum())
+        self.accelerator.log({"heldout_loss": heldout_loss}, step=self.progress.steps_spent)
         if self.accelerator.is_main_process:
             self.positions = append(self.positions, measurement, self._seen())
             self.folder.save_positions(self.positions)
@@ -176,10 +179,8 @@ class _Trainer:
             self._save(fork)
 
     def _save(self, fork: int | None = None) -> None:
-        rng = rng_states(self.accelerator)
-        if self.accelerator.is_main_process:
-            model, optimizer = self.accelerator.unwrap_model(self.model), self.optimizer.optimizer
-            save_checkpoint(self.folder.path / "checkpoint", model, optimizer, rng, self.progress, fork)
+        model, optimizer = self.accelerator.unwrap_model(self.model), self.optimizer.optimizer
+        save_checkpoint(self.folder.path / "checkpoint", model, optimizer, self.accelerator, self.progress, fork)
         self.last_checkpoint = time.perf_counter()
 
     def _load(self, steps_spent: int | None = None) -> Progress:

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ from icl_eval.experiment import Arm, Experiment
 from icl_eval.launch import run_here
 from icl_eval.run_folder import RunFolderError, load_runs, to_json, write_atomically
 from icl_eval.statistics import overall
+from icl_eval.tasks import Task
 
 GRID = (0.5, 1.0, 2.0, 4.0)
 """Rates tried first, as multiples of the arm's own."""
@@ -153,10 +155,11 @@ def apply_ledger(experiment: Experiment, path: str | Path) -> tuple[Experiment, 
 
 
 def identity(experiment: Experiment, arm: Arm) -> str:
-    """Hash of all that a best learning rate depends on, but for the budget: task, model, training, the user's code."""
+    """Hash of all that a best learning rate depends on, but for the budget: task, data, model, training, user's code."""
     training = {key: value for key, value in arm.training.to_dict().items() if key not in _NOT_LEARNED_FROM}
     code = replace(experiment, arms=(arm,)).user_code()
-    text = json.dumps([arm.task.to_dict(), arm.task.version, arm.model.to_dict(), training, code], sort_keys=True)
+    task = [arm.task.identity(), arm.task.version, _data_hash(arm.task)]
+    text = json.dumps([task, arm.model.identity(), training, code], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -175,6 +178,11 @@ def read_ledger(path: Path) -> list[dict[str, Any]]:
         return entries
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunFolderError(f"the ledger {path} is damaged: {error!r}") from error
+
+
+@cache
+def _data_hash(task: Task) -> str | None:
+    return task.build(0).manifest().get("sha256")
 
 
 def _trial(arm: Arm, fraction: float) -> Arm:

@@ -15,9 +15,10 @@ from icl_eval.commands.launching import (
     LauncherOption,
     OutOption,
     PresetArgument,
+    TextOption,
     launch,
 )
-from icl_eval.presets import load_preset
+from icl_eval.presets import load_preset, on_text
 from icl_eval.tuning import Grid, tune
 
 
@@ -29,6 +30,7 @@ def tune_command(
         str | None, typer.Option(help="Rates tried first, as in 1e-3,2e-3; half to four times each arm's if not given.")
     ] = None,
     fraction: Annotated[float, typer.Option(help="Share of each arm's budget.")] = 0.25,
+    text: TextOption = None,
     device: DeviceOption = "auto",
     jobs: JobsOption = 1,
     launcher: LauncherOption = "local",
@@ -37,8 +39,9 @@ def tune_command(
     """Try learning rates for every arm of a preset, equally many, and write what came out to a ledger."""
     console = Console()
     path = ledger or out / "ledger.json"
+    experiment = load_preset(preset) if text is None else on_text(load_preset(preset), text)
     grids = tune(
-        load_preset(preset),
+        experiment,
         out,
         ledger=path,
         rates=None if rates is None else _parse_rates(rates),

@@ -91,7 +91,7 @@ def test_processes_end_with_their_parent(tmp_path: Path) -> None:
     long = replace(load_preset(TINY).arms[0], budget=Budget(flops=1e13))
     job = {
         "preset": TINY, "experiment": replace(load_preset(TINY), arms=(long,)).to_dict(), "arm": long.name, "seed": 0,
-        "out": str(tmp_path), "device": "cpu", "tuning": None,
+        "out": str(tmp_path), "device": "cpu", "tracker": None, "tuning": None,
     }  # fmt: skip
     child = subprocess.Popen([sys.executable, "-m", "icl_eval.launch"], stdin=subprocess.PIPE)
     assert child.stdin is not None

@@ -3,8 +3,6 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -13,7 +11,7 @@ import pytest
 import torch
 
 from icl_eval import Budget, load_run, load_runs
-from icl_eval.checkpoint import Progress, load_checkpoint, rng_states, save_checkpoint
+from icl_eval.checkpoint import Progress, load_checkpoint, save_checkpoint
 from icl_eval.measure import ScoredLoss, measure
 from icl_eval.plots import plot_all
 from icl_eval.positions import Positions
@@ -125,29 +123,6 @@ def test_figures_are_drawn_from_run_folders_alone(folder: Path, tmp_path: Path) 
     assert all(file.read_bytes().startswith(b"\x89PNG") for file in files)
 
 
-def test_two_processes_give_the_losses_of_one(folder: Path, tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node=2",
-        "-m",
-        "icl_eval.cli",
-    ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    arguments = ["run", TINY, "--device", "cpu", "--out", str(tmp_path)]
-    done = subprocess.run([*command, *arguments], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    for one, two in zip(load_runs(folder), load_runs(tmp_path), strict=True):
-        assert two.config["processes"] == 2
-        np.testing.assert_allclose(two.metrics["loss"], one.metrics["loss"], rtol=1e-5)
-        assert one.positions is not None
-        assert two.positions is not None
-        np.testing.assert_array_equal(two.positions.document_count, one.positions.document_count)
-        np.testing.assert_allclose(two.positions.nll_sum.sum(1), one.positions.nll_sum.sum(1), rtol=1e-5)
-
-
 def test_runs_that_diverge_end_themselves_only_and_say_how(tmp_path: Path) -> None:
     tiny = load_preset(TINY)
     wild, wilder = (
@@ -196,7 +171,7 @@ def test_damaged_checkpoints_are_named_and_the_one_before_is_used(tmp_path: Path
         model(torch.ones(1, 3)).sum().backward()
         optimizer.step()
         weights.append(model.weight.detach().clone())
-        save_checkpoint(tmp_path, model, optimizer, rng_states(accelerator), Progress(step=step, steps_spent=step))
+        save_checkpoint(tmp_path, model, optimizer, accelerator, Progress(step=step, steps_spent=step))
         drawn.append(torch.rand(3))
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["step-000000002", "step-000000003"]
     torn = tmp_path / "step-000000003" / "optimizer.safetensors"
@@ -268,3 +243,23 @@ def test_fewer_heldout_sequences_than_asked_is_said() -> None:
     text = replace(tiny, arms=tiny.arms[2:], eval_sequences=10_000_000)
     with pytest.warns(UserWarning, match="eval_sequences = 10000000, but only .* held-out sequences exist"):
         assert heldout_sequences(text, text.arms[0].task.build(0)) < 10_000_000
+
+
+def test_a_tracker_gets_what_metrics_hold(tmp_path: Path) -> None:
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    tiny = load_preset(TINY)
+    root = run_experiment(replace(tiny, arms=tiny.arms[:2]), tmp_path, device="cpu", tracker="tensorboard")
+    for run in load_runs(root):
+        (file,) = (root / "tracking" / f"{run.name}-seed0").rglob("events.*")
+        logged = events.EventAccumulator(str(file.parent)).Reload()
+        assert [scalar.step for scalar in logged.Scalars("loss")] == run.metrics["step"].tolist()
+        assert [scalar.value for scalar in logged.Scalars("loss")] == pytest.approx(run.metrics["loss"].tolist())
+        assert run.positions is not None
+        assert [scalar.step for scalar in logged.Scalars("heldout_loss")] == run.positions.step.tolist()
+
+
+def test_trackers_are_checked() -> None:
+    with pytest.raises(ValueError, match="unknown tracker 'tensorbord'; did you mean 'tensorboard'"):
+        make_accelerator("cpu", tracker="tensorbord")
+    with pytest.raises(ValueError, match=r"the tracker 'comet_ml' is not installed: pip install comet_ml"):
+        make_accelerator("cpu", tracker="comet_ml")
