@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from icl_eval.experiment import Training as Training
     from icl_eval.run_folder import load_run as load_run
     from icl_eval.run_folder import load_runs as load_runs
+    from icl_eval.tuning import tune as tune
 
 _HOME = {
     "Arm": "icl_eval.experiment",
@@ -21,8 +22,9 @@ _HOME = {
     "Training": "icl_eval.experiment",
     "load_run": "icl_eval.run_folder",
     "load_runs": "icl_eval.run_folder",
+    "tune": "icl_eval.tuning",
 }
-__all__ = ["Arm", "Budget", "Experiment", "Training", "load_run", "load_runs"]
+__all__ = ["Arm", "Budget", "Experiment", "Training", "load_run", "load_runs", "tune"]
 
 
 def __getattr__(name: str) -> Any:

@@ -6,16 +6,25 @@ import shutil
 import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from accelerate import Accelerator
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    get_state_dict,
+    set_state_dict,
+)
 
 from icl_eval.run_folder import write_atomically
 
 KEEP = 2
 """How many checkpoints of a run are kept."""
+_WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
 @dataclass
@@ -24,32 +33,44 @@ class Progress:
 
     Attributes:
         step, seconds: that the model at hand has been trained for.
+        skipped_steps: of its steps, those that changed nothing because the gradient was not finite.
         steps_spent, seconds_spent: that the run has trained for, on the trunk and on all branches.
     """
 
     step: int = 0
     seconds: float = 0.0
+    skipped_steps: int = 0
     steps_spent: int = 0
     seconds_spent: float = 0.0
 
 
 def save_checkpoint(
-    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress, fork: int | None = None
+    folder: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    accelerator: Accelerator,
+    progress: Progress,
+    fork: int | None = None,
 ) -> None:
-    """Write ``folder/step-N``, N the steps spent, and remove all but the last :data:`KEEP` and the forks they need.
+    """Gather the state from all processes; in the main one write ``folder/step-N``, N the steps spent.
 
-    Any that stand after N are of a path that was left, and removed too.
-
-    The manifest, written last, holds the hash of each file: a checkpoint without it, or with other hashes, is torn.
+    All but the last :data:`KEEP` and the forks they need are removed, and so are any that stand after N, which are of a
+    path that was left. The manifest, written last, holds the hash of each file: a checkpoint without it, or with other
+    hashes, is torn.
 
     Args:
         fork: N of the checkpoint of the trunk, to which the run returns when the branch that this one is on has ended.
     """
+    weights: dict[str, Any]
+    optimizer_state: dict[str, Any]
+    weights, optimizer_state = get_state_dict(model, optimizer, options=_WHOLE)  # type: ignore[assignment]
+    rng = _rng_states(accelerator)
+    if not accelerator.is_main_process:
+        return
     target = _path(folder, progress.steps_spent)
-    files = {
-        "model.safetensors": save(_contiguous(model.state_dict())),
-        "optimizer.safetensors": save(_optimizer_tensors(optimizer)),
-    }
+    slots = {f"{name}/{slot}": x for name, state in optimizer_state["state"].items() for slot, x in state.items()}
+    tensors: dict[str, dict[str, Tensor]] = {"model": weights, "optimizer": slots, "rng": rng}
+    files = {f"{name}.safetensors": save(_contiguous(part)) for name, part in tensors.items()}
     for name, data in files.items():
         write_atomically(target / name, data)
     hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
@@ -62,9 +83,13 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, steps_spent: int | None = None
+    folder: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    accelerator: Accelerator,
+    steps_spent: int | None = None,
 ) -> Progress:
-    """Restore the newest intact checkpoint, or the one at ``steps_spent``.
+    """Restore the newest intact checkpoint, or the one at ``steps_spent``, torch's random generators included.
 
     Damaged ones are named in a warning and passed over.
 
@@ -74,14 +99,25 @@ def load_checkpoint(
     candidates = sorted(folder.glob("step-*"), reverse=True) if steps_spent is None else [_path(folder, steps_spent)]
     for target in candidates:
         try:
-            progress, weights, slots = _read(target, model)
+            progress, weights, slots, rng = _read(target, model)
             if (fork := _fork(target)) is not None:
                 _read(_path(folder, fork), model)
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             warnings.warn(f"checkpoint {target} cannot be used ({error}); trying the one before it", stacklevel=2)
             continue
-        model.load_state_dict(weights)
-        _restore_optimizer(optimizer, slots)
+        state: dict[str, Any] = {}
+        for key, value in slots.items():
+            name, slot = key.rsplit("/", 1)
+            state.setdefault(name, {})[slot] = value
+        groups = get_optimizer_state_dict(model, optimizer)["param_groups"]
+        set_state_dict(
+            model,
+            optimizer,
+            model_state_dict=dict(weights),
+            optim_state_dict={"state": state, "param_groups": groups},
+            options=StateDictOptions(full_state_dict=True),
+        )
+        _restore_rng(rng, accelerator)
         return progress
     return Progress()
 
@@ -98,20 +134,20 @@ def _fork(target: Path) -> int | None:
         return None
 
 
-def _read(target: Path, model: nn.Module) -> tuple[Progress, dict[str, Tensor], dict[str, Tensor]]:
+def _read(target: Path, model: nn.Module) -> tuple[Progress, dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
     manifest = json.loads((target / "manifest.json").read_text())
     tensors = {name: _verified(target / name, digest) for name, digest in manifest["sha256"].items()}
-    weights, slots = tensors["model.safetensors"], tensors["optimizer.safetensors"]
+    weights, slots, rng = (tensors[f"{name}.safetensors"] for name in ("model", "optimizer", "rng"))
     if _shapes(weights) != _shapes(model.state_dict()):
         raise ValueError("it belongs to another model")
-    return Progress(**manifest["progress"]), weights, slots
+    return Progress(**manifest["progress"]), weights, slots, rng
 
 
 def _verified(path: Path, digest: str) -> dict[str, Tensor]:
     data = path.read_bytes()
     if hashlib.sha256(data).hexdigest() != digest:
         raise ValueError(f"{path.name} is not what was written")
-    return load(data)
+    return dict(sorted(load(data).items()))  # in one order in all processes, which distribute them together
 
 
 def _shapes(tensors: dict[str, Tensor]) -> dict[str, torch.Size]:
@@ -125,14 +161,17 @@ def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    state = optimizer.state_dict()["state"]
-    return _contiguous({f"{index}.{name}": value for index, slots in state.items() for name, value in slots.items()})
+def _rng_states(accelerator: Accelerator) -> dict[str, Tensor]:
+    """States of torch's random generators on CPU and GPU, uint8 ``[processes, bytes]``, gathered from all processes."""
+    states = {"cpu": torch.get_rng_state()}
+    if accelerator.device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(accelerator.device)
+    return {name: accelerator.gather(state[None].to(accelerator.device)).cpu() for name, state in states.items()}
 
 
-def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    slots: dict[int, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
-        index, name = key.split(".")
-        slots.setdefault(int(index), {})[name] = value
-    optimizer.load_state_dict({"state": slots, "param_groups": optimizer.state_dict()["param_groups"]})
+def _restore_rng(states: dict[str, Tensor], accelerator: Accelerator) -> None:
+    """Every process takes its own state; where there are more processes than before, they share."""
+    mine = {name: rows[accelerator.process_index % len(rows)].clone() for name, rows in states.items()}
+    torch.set_rng_state(mine["cpu"])
+    if accelerator.device.type == "cuda" and "cuda" in mine:
+        torch.cuda.set_rng_state(mine["cuda"], accelerator.device)

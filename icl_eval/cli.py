@@ -8,18 +8,26 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from icl_eval.commands import data
 from icl_eval.commands import mixer as mixer_commands
 from icl_eval.commands import task as task_commands
+from icl_eval.commands.launching import (
+    DeviceOption,
+    GpusOption,
+    JobsOption,
+    LauncherOption,
+    OutOption,
+    PresetArgument,
+    TextOption,
+    launch,
+)
+from icl_eval.commands.tune import tune_command
 from icl_eval.config import lookup
-from icl_eval.experiment import Arm
 from icl_eval.kernels.doctor import doctor as check_kernels
 from icl_eval.models import MIXERS
 from icl_eval.plots import plot_all
 from icl_eval.presets import load_preset, on_text, preset_files
-from icl_eval.run import run_experiment
 from icl_eval.run_folder import Run, RunFolderError, load_runs
 from icl_eval.tables import (
     bits_per_byte,
@@ -31,6 +39,7 @@ from icl_eval.tables import (
     wsfr_table,
 )
 from icl_eval.tasks import TASKS
+from icl_eval.tuning import apply_ledger
 
 app = typer.Typer(
     help="Train matched-compute sequence models and measure what their context is worth.",
@@ -45,8 +54,6 @@ TABLE_WIDTH = 130
 IS_MAIN_PROCESS = os.environ.get("RANK", "0") == "0"
 """Under torchrun one process speaks, draws and reports."""
 console = Console(width=max(Console().width, TABLE_WIDTH), quiet=not IS_MAIN_PROCESS)
-
-PresetArgument = Annotated[str, typer.Argument(metavar="PRESET", help="A preset's name, or a Python file of yours.")]
 
 
 @app.command("list")
@@ -76,10 +83,18 @@ def show(preset: PresetArgument) -> None:
 @app.command()
 def run(
     preset: PresetArgument,
-    out: Annotated[Path, typer.Option(help="Folder for the experiment's folder.")] = Path("runs"),
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    out: OutOption = Path("runs"),
+    device: DeviceOption = "auto",
     seeds: Annotated[str | None, typer.Option(help="Seeds, as in 0,1,2, in place of the preset's.")] = None,
-    text: Annotated[Path | None, typer.Option(help="Files to put in place of every text of the preset.")] = None,
+    text: TextOption = None,
+    ledger: Annotated[Path | None, typer.Option(help="Take each arm's best learning rate from a ledger.")] = None,
+    jobs: JobsOption = 1,
+    launcher: LauncherOption = "local",
+    gpus_per_run: GpusOption = 1.0,
+    sharding: Annotated[
+        str, typer.Option(help="Under torchrun: none (DDP), or fsdp2 to share the model out.")
+    ] = "none",
+    tracker: Annotated[str | None, typer.Option(help="Also log to tensorboard or another of accelerate's.")] = None,
 ) -> None:
     """Train and measure all arms of a preset, draw its figures and print its table. Killed, it resumes."""
     experiment = load_preset(preset)
@@ -87,31 +102,31 @@ def run(
         experiment = replace(experiment, seeds=_parse_seeds(seeds))
     if text is not None:
         experiment = on_text(experiment, text)
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("step {task.completed}/{task.total}  loss {task.fields[loss]:.3f}"),
-        TimeRemainingColumn(),
+    experiment, tuning = (experiment, {}) if ledger is None else apply_ledger(experiment, ledger)
+    for name in (name for name, record in tuning.items() if record["at_edge"]):
+        console.print(f"warning: the learning rate of {name} lies at the edge of its grid", highlight=False)
+    folder, failures = launch(
+        experiment,
+        out,
+        preset=preset,
+        device=device,
+        jobs=jobs,
+        launcher=launcher,
+        gpus_per_run=gpus_per_run,
         console=console,
-        disable=not console.is_terminal,
-        transient=True,
-    ) as progress:
-
-        def on_start(arm: Arm, seed: int, steps: int) -> None:
-            progress.add_task(f"{arm.name} seed {seed}", total=steps, loss=float("nan"))
-
-        def on_progress(step: int, loss: float) -> None:
-            progress.update(progress.task_ids[-1], completed=step, loss=loss)
-
-        def on_end(arm: Arm, seed: int) -> None:
-            console.print(f"{arm.name} seed {seed}: done", highlight=False)
-
-        folder = run_experiment(
-            experiment, out, device=device, on_start=on_start, on_progress=on_progress, on_end=on_end
-        )
+        sharding=sharding,
+        tracker=tracker,
+        tuning=tuning,
+    )
     if IS_MAIN_PROCESS:
+        finished = [run for run in load_runs(folder) if run.seed in experiment.seeds]
         console.print(f"\n{experiment.question}\n", highlight=False)
-        _report([run for run in load_runs(folder) if run.seed in experiment.seeds], folder)
+        _report(finished, folder)
+    if failures:
+        raise RunFolderError(f"runs failed: {'; '.join(failures.values())}")
+
+
+app.command("tune")(tune_command)
 
 
 @app.command()
@@ -152,9 +167,6 @@ def main() -> None:
             raise
         Console(stderr=True).print(f"error: {error}", highlight=False, soft_wrap=True, markup=False)
         sys.exit(2)
-    except KeyboardInterrupt:
-        Console(stderr=True).print("interrupted: the same command resumes", highlight=False)
-        sys.exit(130)
 
 
 def _report(runs: list[Run], out: Path) -> None:

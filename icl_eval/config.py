@@ -6,7 +6,9 @@ This module imports nothing but the standard library, and every room may import 
 import dataclasses
 import difflib
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, ClassVar, Self, TypeVar
+from functools import cache
+from types import UnionType
+from typing import Any, ClassVar, Literal, Self, TypeVar, Union, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
 
@@ -36,7 +38,8 @@ class Config:
     """A frozen, keyword-only dataclass whose misspelt fields get the nearest name, and which knows its JSON form.
 
     Subclasses are decorated with ``@dataclass(frozen=True, kw_only=True)``, hold only numbers, strings, booleans,
-    ``None``, tuples and other configs, and check themselves in ``__post_init__``.
+    ``None``, tuples and other configs, and check themselves in ``__post_init__``; types are checked by then, against
+    the annotations.
     """
 
     _classes: ClassVar[dict[str, type["Config"]]] = {}
@@ -54,6 +57,10 @@ class Config:
         allowed = {field.name for field in dataclasses.fields(cls) if field.init}
         for name in fields.keys() - allowed:
             raise TypeError(f"{cls.__name__} has no field {name!r}; {did_you_mean(name, allowed)}")
+        hints = _type_hints(cls)  # type: ignore[arg-type]
+        for name, value in fields.items():
+            if name in hints and not _fits(value, hints[name]):
+                raise ValueError(f"{cls.__name__}.{name} = {value!r}: must be {_described(hints[name])}")
         return super().__new__(cls)
 
     def require(self, holds: bool, field: str, allowed: str) -> None:
@@ -92,6 +99,49 @@ def config_from_dict(data: Mapping[str, Any]) -> Any:
     if missing:
         raise ValueError(f"{cls.__name__} lacks the field {sorted(missing)[0]!r}")
     return cls(**{name: _decode(value) for name, value in fields.items()})
+
+
+@cache
+def _type_hints(cls: type[Config]) -> dict[str, Any]:
+    """The annotations of a class; none where they name what exists for type checkers only."""
+    try:
+        return get_type_hints(cls)
+    except NameError:
+        return {}
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of the annotated type. A whole number is a number; a truth value is neither."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return any(value is option or (type(value) is type(option) and value == option) for option in arguments)
+    if origin in (Union, UnionType):
+        return any(_fits(value, option) for option in arguments)
+    if origin is tuple:
+        if not isinstance(value, tuple):
+            return False
+        items = arguments[:1] * len(value) if arguments[1:] == (...,) else arguments
+        return len(items) == len(value) and all(map(_fits, value, items))
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return not isinstance(hint, type) or origin is not None or isinstance(value, hint)
+
+
+def _described(hint: Any) -> str:
+    """An annotated type in words."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return " or ".join(map(repr, arguments))
+    if origin in (Union, UnionType):
+        return " or ".join(map(_described, arguments))
+    if origin is tuple:
+        if arguments[1:] == (...,):
+            return f"a tuple, each item {_described(arguments[0])}"
+        return f"a tuple of {len(arguments)}: {', '.join(map(_described, arguments))}"
+    words = {int: "a whole number", float: "a number", str: "a string", bool: "True or False", type(None): "None"}
+    return words.get(hint, f"a {getattr(hint, '__name__', hint)}")
 
 
 def _encode(value: Any, locations: bool) -> Any:

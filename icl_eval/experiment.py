@@ -32,6 +32,12 @@ class Training(Config):
         weight_decay: on matrices only.
         betas: of AdamW.
         clip_norm: largest norm of the gradient.
+        max_skipped_steps: a step whose gradient is not finite, though its loss is, is skipped; more than so many end
+            the run.
+        micro_batch_size: sequences that a process holds activations of at a time; ``None`` for all of its share. The
+            result is the same.
+        activation_checkpointing: recompute each layer in the backward pass instead of keeping its activations.
+        compile: ``torch.compile`` each layer.
     """
 
     batch_size: int = 32
@@ -44,6 +50,10 @@ class Training(Config):
     weight_decay: float = 0.1
     betas: tuple[float, float] = (0.9, 0.999)
     clip_norm: float = 1.0
+    max_skipped_steps: int = 10
+    micro_batch_size: int | None = None
+    activation_checkpointing: bool = False
+    compile: bool = False
 
     def __post_init__(self) -> None:
         self.require(self.batch_size >= 1, "batch_size", "at least 1")
@@ -54,13 +64,18 @@ class Training(Config):
             f"between 0 and learning_rate = {self.learning_rate}",
         )
         self.require(self.warmup_tokens >= 0, "warmup_tokens", "at least 0")
-        self.require(self.schedule in ("cosine", "branched"), "schedule", "'cosine' or 'branched'")
         rising = all(low < high for low, high in pairwise((0.0, *self.branches)))
         self.require(rising and self.branches[-1:] == (1.0,), "branches", "shares of the budget that rise to 1.0")
         self.require(0 < self.decay_fraction <= 1, "decay_fraction", "above 0 and at most 1")
         self.require(self.weight_decay >= 0, "weight_decay", "at least 0")
-        self.require(len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas), "betas", "two numbers in [0, 1)")
+        self.require(all(0 <= b < 1 for b in self.betas), "betas", "two numbers in [0, 1)")
         self.require(self.clip_norm > 0, "clip_norm", "positive")
+        self.require(self.max_skipped_steps >= 0, "max_skipped_steps", "at least 0")
+        self.require(
+            self.micro_batch_size is None or 1 <= self.micro_batch_size <= self.batch_size,
+            "micro_batch_size",
+            f"None, or from 1 to batch_size = {self.batch_size}",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

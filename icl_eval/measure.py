@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from icl_eval.models import LanguageModel
 from icl_eval.positions import Measurement, log_bin_edges
-from icl_eval.tasks import Source, TextSource
+from icl_eval.tasks import Source
 
 
 class ScoredLoss(nn.Module):
@@ -44,11 +44,13 @@ def measure(
     edges = log_bin_edges(num_positions)
     num_bins = len(edges) - 1
     by_position = np.zeros((4, num_positions))
-    by_document = np.zeros((4, len(documents) * num_bins))
-    token_bytes = source.token_bytes() if isinstance(source, TextSource) else None
-    for batch in batches[accelerator.process_index :: accelerator.num_processes]:
+    for first in range(0, len(batches), accelerator.num_processes):
+        mine = first + accelerator.process_index
+        batch = batches[min(mine, len(batches) - 1)]
         read = (batch.tokens, batch.targets) if batch.inputs is None else (batch.tokens, batch.targets, batch.inputs)
         nll, correct = model(*(x.to(accelerator.device) for x in read))
+        if mine >= len(batches):
+            continue  # a sharded model needs every process whenever one calls it
         scored = batch.scored.numpy()
         values = nll.double().cpu().numpy()[scored]
         hits = correct.double().cpu().numpy()[scored]

@@ -3,7 +3,8 @@
 import os
 import platform
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
+from contextlib import nullcontext
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -11,8 +12,11 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import FullyShardedDataParallelPlugin, LoggerType
+from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from icl_eval.budget import Schedule
+from icl_eval.config import did_you_mean
 from icl_eval.experiment import Arm, Experiment
 from icl_eval.run_folder import RunFolder, to_json, write_atomically
 from icl_eval.schedule import make_plan
@@ -27,7 +31,11 @@ def run_experiment(
     out: str | Path = "runs",
     *,
     device: str = "auto",
+    sharding: str = "none",
+    tracker: str | None = None,
     checkpoint_seconds: float = 30.0,
+    only: Collection[tuple[str, int]] | None = None,
+    tuning: Mapping[str, Any] | None = None,
     on_start: Callable[[Arm, int, int], None] = lambda arm, seed, steps: None,
     on_progress: Callable[[int, float], None] = lambda step, loss: None,
     on_end: Callable[[Arm, int], None] = lambda arm, seed: None,
@@ -42,16 +50,20 @@ def run_experiment(
         out: where the experiment's folder goes.
         device: ``"auto"`` (a CUDA GPU if there is one), ``"cpu"`` or ``"cuda"``. GPUs train in bfloat16, CPUs in
             float32.
+        sharding: under torchrun, ``"none"`` gives every process the whole model (DDP), ``"fsdp2"`` a share of it.
+        tracker: accelerate's name of where metrics go beside ``metrics.jsonl``, such as ``"tensorboard"``.
         checkpoint_seconds: time between checkpoints.
+        only: arms' names and seeds to run, in place of all; what others run of the same experiment is left alone.
+        tuning: by arms' names, how the learning rate was found; recorded in ``config.json``.
         on_start: called with arm, seed and steps, all branches included, before each run that is not done.
         on_progress: called during each run with steps spent and mean loss.
         on_end: called after each run, and at once for those done before.
 
     Raises:
         ValueError: the experiment cannot be run as it stands.
-        RunFolderError: a folder cannot be written.
+        RunFolderError: a folder cannot be written, or another process is at work in it.
     """
-    accelerator = make_accelerator(device)
+    accelerator = make_accelerator(device, sharding, tracker)
     for arm in experiment.arms:
         if arm.budget.seconds is None:
             make_plan(arm, arm.schedule().steps, experiment.snapshots)
@@ -60,12 +72,19 @@ def run_experiment(
                 f"arm {arm.name!r}: batch_size = {arm.training.batch_size} is smaller than the number of processes, "
                 f"{accelerator.num_processes}: every process needs a sequence"
             )
-    sources: dict[tuple[Any, int], Source] = {}
+        if accelerator.is_fsdp2 and arm.training.batch_size % accelerator.num_processes:
+            raise ValueError(
+                f"arm {arm.name!r}: batch_size = {arm.training.batch_size} must be a multiple of the number of "
+                f"processes, {accelerator.num_processes}, when they share the model"
+            )
+    runs = [(arm, seed) for arm in experiment.arms for seed in experiment.seeds]
+    runs = [run for run in runs if only is None or (run[0].name, run[1]) in only]
+    first = experiment.seeds[0]
+    sources = {(arm.task, seed): arm.task.build(seed) for arm, seed in runs}
+    sources |= {(task, first): task.build(first) for task in experiment.tasks() if (task, first) not in sources}
     for task in experiment.tasks():
-        for seed in experiment.seeds:
-            sources[task, seed] = task.build(seed)
-        heldout_sequences(experiment, sources[task, experiment.seeds[0]])
-    manifests = {task: sources[task, experiment.seeds[0]].manifest() for task in experiment.tasks()}
+        heldout_sequences(experiment, sources[task, first])
+    manifests = {task: sources[task, first].manifest() for task in experiment.tasks()}
     circumstances = {
         "device": accelerator.device.type,
         "precision": accelerator.mixed_precision,
@@ -75,21 +94,23 @@ def run_experiment(
     if accelerator.is_main_process:
         described = {**experiment.to_dict(), "circumstances": circumstances}
         write_atomically(root / "experiment.json", to_json(described, indent=2))
-    for arm in experiment.arms:
-        for seed in experiment.seeds:
-            folder = RunFolder(root / arm.name / f"seed{seed}")
-            if not folder.done:
+    for arm, seed in runs:
+        folder = RunFolder(root / arm.name / f"seed{seed}")
+        if not folder.done:
+            with folder.locked() if accelerator.is_main_process else nullcontext():
                 source = sources[arm.task, seed]
                 schedule = _schedule(arm, folder, source, accelerator)
                 plan = make_plan(arm, schedule.steps, experiment.snapshots)
                 if accelerator.is_main_process:
+                    described = describe(arm, seed, schedule, plan.steps_spent, accelerator)
                     folder.begin(
-                        describe(arm, seed, schedule, plan.steps_spent, accelerator),
+                        described | {"tuning": (tuning or {}).get(arm.name)},
                         environment(accelerator.device),
                         source.manifest(),
                         source.vocabulary() if isinstance(source, TextSource) else None,
                     )
                 on_start(arm, seed, plan.steps_spent)
+                _start_tracking(accelerator, root, arm, seed)
                 train_arm(
                     experiment,
                     arm,
@@ -101,23 +122,61 @@ def run_experiment(
                     checkpoint_seconds=checkpoint_seconds,
                     on_progress=on_progress,
                 )
-            accelerator.wait_for_everyone()
-            on_end(arm, seed)
+                for running in accelerator.trackers:
+                    running.finish()
+                accelerator.trackers = []
+                accelerator.free_memory()
+        accelerator.wait_for_everyone()
+        on_end(arm, seed)
     return root
 
 
-def make_accelerator(device: str) -> Accelerator:
-    """accelerate's handle on device, processes and precision.
+def make_accelerator(device: str, sharding: str = "none", tracker: str | None = None) -> Accelerator:
+    """accelerate's handle on device, processes, precision and tracking.
+
+    Args:
+        device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
+        sharding: under torchrun, ``"none"`` gives every process the whole model (DDP), ``"fsdp2"`` a share of it.
+        tracker: one of accelerate's, such as ``"tensorboard"``.
 
     Raises:
-        ValueError: an unknown device, or a GPU where there is none.
+        ValueError: an unknown device, sharding or tracker, or one that cannot be had here.
     """
     if device not in ("auto", "cpu", "cuda"):
         raise ValueError(f"device = {device!r}: must be 'auto', 'cpu' or 'cuda'")
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device = 'cuda': this machine has no usable CUDA GPU; use 'cpu' or 'auto'")
+    if sharding not in ("none", "fsdp2"):
+        raise ValueError(f"sharding = {sharding!r}: must be 'none' or 'fsdp2'")
+    if sharding == "fsdp2" and int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        raise ValueError("sharding = 'fsdp2': there is one process, nothing to share with; start several with torchrun")
+    trackers = [str(name) for name in LoggerType if name != LoggerType.ALL]
+    if tracker is not None and tracker not in trackers:
+        raise ValueError(f"unknown tracker {tracker!r}; {did_you_mean(tracker, trackers)}")
     cuda = device != "cpu" and torch.cuda.is_available()
-    return Accelerator(cpu=not cuda, mixed_precision="bf16" if cuda else "no")
+    accelerator = Accelerator(
+        cpu=not cuda,
+        mixed_precision="bf16" if cuda else "no",
+        fsdp_plugin=sharding_plugin() if sharding == "fsdp2" else None,
+        log_with=tracker,
+        project_dir=None if tracker is None else ".",
+    )
+    if sharding == "fsdp2" and not accelerator.is_fsdp2:
+        raise ValueError("sharding = 'fsdp2': accelerate shares a model out over GPUs only, and there are none here")
+    if tracker is not None and not accelerator.log_with:
+        raise ValueError(f"the tracker {tracker!r} is not installed: pip install {tracker}, or 'icl-eval[tracking]'")
+    return accelerator
+
+
+def sharding_plugin() -> FullyShardedDataParallelPlugin:
+    """FSDP2 with parameters in float32: autocast chooses what is computed in less, as it does without sharding."""
+    return FullyShardedDataParallelPlugin(fsdp_version=2, mixed_precision_policy=MixedPrecisionPolicy())
+
+
+def _start_tracking(accelerator: Accelerator, root: Path, arm: Arm, seed: int) -> None:
+    """Begin a run of its own with the trackers, if there are any; those that write files do so below the root."""
+    accelerator.project_configuration.logging_dir = str(root / "tracking")
+    accelerator.init_trackers(f"{arm.name}-seed{seed}")
 
 
 def _schedule(arm: Arm, folder: RunFolder, source: Source, accelerator: Accelerator) -> Schedule:
@@ -143,6 +202,7 @@ def describe(arm: Arm, seed: int, schedule: Schedule, steps_spent: int, accelera
         "device": accelerator.device.type,
         "precision": accelerator.mixed_precision,
         "processes": accelerator.num_processes,
+        "sharding": "fsdp2" if accelerator.is_fsdp2 else "none",
         "schedule": schedule._asdict(),
         "spent": {
             "steps": steps_spent,

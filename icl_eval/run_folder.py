@@ -5,22 +5,25 @@ env.json        versions, hardware, commit
 data.json       manifest of the data
 tokenizer.json  vocabulary, where tokens are text but not bytes
 metrics.jsonl   a line every few steps: branch (null on the trunk), step, tokens, flops, seconds, loss, learning rate,
-                gradient norm, and steps and seconds spent on the trunk and all branches
+                gradient norm, skipped steps, and steps and seconds spent on the trunk and all branches
 positions.npz   losses by position at points of the budget (icl_eval.positions.Positions)
 checkpoint/     the last two resumable states (icl_eval.checkpoint)
 DONE            how it ended; a folder without it is unfinished and never read as a result
 """
 
+import fcntl
 import json
 import math
 import os
 import tempfile
+import warnings
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 
@@ -79,6 +82,27 @@ class RunFolder:
     def done(self) -> bool:
         return (self.path / "DONE").is_file()
 
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes out while the block runs. The system takes the lock from a process that dies.
+
+        Raises:
+            RunFolderError: another process has it.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(self.path, os.O_RDONLY)
+        except OSError as error:
+            raise RunFolderError(f"cannot write {self.path}: {error.strerror or error}") from error
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise RunFolderError(f"another process is at work on {self.path}: wait for it, or end it") from None
+            yield
+        finally:
+            os.close(descriptor)
+
     def recorded_config(self) -> dict[str, Any] | None:
         """``config.json`` as an earlier, interrupted call wrote it, or ``None``."""
         file = self.path / "config.json"
@@ -103,7 +127,8 @@ class RunFolder:
         Raises:
             RunFolderError: one of them is lacking.
         """
-        kept = [row for row in _read_metrics(self.path / "metrics.jsonl") if row["steps_spent"] <= steps_spent]
+        rows = _read_metrics(self.path / "metrics.jsonl", damaged_lines="drop")
+        kept = [row for row in rows if row["steps_spent"] <= steps_spent]
         write_atomically(self.path / "metrics.jsonl", "".join(map(to_json, kept)))
         file = self.path / "positions.npz"
         if not measured:
@@ -140,8 +165,8 @@ class Run:
             ``costs``, ``device``, ``precision``.
         env: ``env.json``.
         data: ``data.json``.
-        status: ``DONE``: ``status`` is ``"complete"`` or ``"nan"``, with the ``step`` and ``seconds`` at which it
-            ended.
+        status: ``DONE``: ``status`` is ``"complete"`` or ``"nan"`` (the loss, or too many gradients, were not
+            finite: ``reason`` says which), with the ``step`` and ``seconds`` at which it ended.
     """
 
     path: Path
@@ -175,7 +200,7 @@ class Run:
     @cached_property
     def metrics(self) -> pd.DataFrame:
         """``metrics.jsonl`` as a table; null is NaN."""
-        return pd.DataFrame(_read_metrics(self.path / "metrics.jsonl"))
+        return pd.DataFrame(_read_metrics(self.path / "metrics.jsonl")).apply(pd.to_numeric)
 
     @cached_property
     def positions(self) -> Positions | None:
@@ -236,18 +261,24 @@ def _read_positions(path: Path) -> Positions:
         raise RunFolderError(f"{path} is damaged: {error}") from error
 
 
-def _read_metrics(path: Path) -> list[dict[str, Any]]:
+def _read_metrics(path: Path, damaged_lines: Literal["drop", "refuse"] = "refuse") -> list[dict[str, Any]]:
     """The lines of a metrics file; a last line torn by a crash is left out.
 
     Raises:
-        RunFolderError: a line before the last is damaged.
+        RunFolderError: a line before the last is damaged, and such lines are not to be dropped.
     """
-    lines = path.read_text().splitlines() if path.exists() else []
+    lines = path.read_bytes().splitlines() if path.exists() else []
     rows = []
     for number, line in enumerate(lines, start=1):
         try:
-            rows.append(json.loads(line))
+            row = json.loads(line)
+            if not isinstance(row, dict):
+                raise ValueError("it is not a row of metrics")
+            rows.append(row)
         except ValueError as error:
-            if number < len(lines):
+            if number == len(lines):
+                continue
+            if damaged_lines == "refuse":
                 raise RunFolderError(f"{path}, line {number} is damaged: {error}") from error
+            warnings.warn(f"{path}, line {number} is damaged and left out: {error}", stacklevel=2)
     return rows

@@ -10,15 +10,16 @@ from dataclasses import asdict
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.optimizer import AcceleratedOptimizer
+from accelerate.utils import broadcast, set_seed
 
 from icl_eval.budget import Schedule
 from icl_eval.checkpoint import Progress, load_checkpoint, save_checkpoint
 from icl_eval.experiment import Arm, Experiment
-from icl_eval.measure import ScoredLoss, measure
+from icl_eval.measure import measure
 from icl_eval.positions import append
 from icl_eval.run_folder import RunFolder, RunFolderError
 from icl_eval.schedule import Leg, learning_rate_at, make_plan
+from icl_eval.step import StepResult, prepare, train_step
 from icl_eval.tasks import Batch, Source
 
 MIN_DOCUMENTS = 4
@@ -28,7 +29,7 @@ LOG_EVERY_STEPS = 10
 
 
 class DivergedError(ArithmeticError):
-    """The loss is NaN or infinite."""
+    """The loss is NaN or infinite, or too many gradients were."""
 
 
 def train_arm(
@@ -78,7 +79,8 @@ class _Trainer:
         self.plan = make_plan(arm, schedule.steps, experiment.snapshots)
         self.eval_batch_size = experiment.eval_batch_size
         self.eval_sequences = heldout_sequences(experiment, source)
-        self.model, self.optimizer = _prepare(arm, seed, accelerator)
+        self.model, self.optimizer = prepare(arm, seed, accelerator)
+        set_seed(seed, device_specific=True)
         self.progress = self._load()
         measured = self.plan.measured_before(self.progress.steps_spent)
         self.positions = folder.rewind(self.progress.steps_spent, measured) if accelerator.is_main_process else None
@@ -99,26 +101,25 @@ class _Trainer:
         training, progress = self.arm.training, self.progress
         if leg.restores and progress.step == leg.start:
             self._save()
-        losses: list[torch.Tensor] = []
-        norms: list[torch.Tensor] = []
+        results: list[StepResult] = []
         started = time.perf_counter()
         for batch in _prefetched(self.source, progress.step, leg.stop, training.batch_size):
             learning_rate = learning_rate_at(training, self.plan, leg, progress.step)
             for group in self.optimizer.param_groups:
                 group["lr"] = learning_rate
-            loss, norm = _step(self.model, self.optimizer, batch, self.arm, self.accelerator)
-            losses.append(loss)
-            norms.append(norm)
+            results.append(train_step(self.model, self.optimizer, batch, self.arm, self.accelerator))
             progress.step += 1
             progress.steps_spent += 1
 
             if progress.step % LOG_EVERY_STEPS == 0 or progress.step == leg.stop or progress.step in leg.measured:
-                mean_loss, mean_norm = (torch.stack(values).mean().item() for values in (losses, norms))
-                losses, norms = [], []
+                loss, norm, skipped = torch.stack([torch.stack(r) for r in results]).double().cpu().unbind(1)
+                results = []
                 seconds = time.perf_counter() - started
                 progress.seconds += seconds
                 progress.seconds_spent += seconds
-                self._log(leg, loss=mean_loss, learning_rate=learning_rate, gradient_norm=mean_norm)
+                progress.skipped_steps += int(skipped.sum())
+                mean_norm = norm[skipped == 0].mean().item()
+                self._log(leg, loss=loss.mean().item(), learning_rate=learning_rate, gradient_norm=mean_norm)
                 if progress.step in leg.measured:
                     self._measure()
                 if progress.step < leg.stop:
@@ -126,17 +127,23 @@ class _Trainer:
                 started = time.perf_counter()
         if leg.restores:
             fork = self._load(leg.spent_before)
-            progress.step, progress.seconds = fork.step, fork.seconds
+            fork.steps_spent, fork.seconds_spent = progress.steps_spent, progress.seconds_spent
+            self.progress = fork
             self._save_when_due()
 
     def _log(self, leg: Leg, **values: float) -> None:
         progress = self.progress
         if self.accelerator.is_main_process:
-            spent = {"steps_spent": progress.steps_spent, "seconds_spent": progress.seconds_spent}
-            self.folder.log({"branch": leg.branch, **self._seen(), **values, **spent})
+            self.folder.log({"branch": leg.branch, **self._seen(), **values, **asdict(progress)})
+        self.accelerator.log(values, step=progress.steps_spent)
         self.on_progress(progress.steps_spent, values["loss"])
         if not math.isfinite(values["loss"]):
             raise DivergedError(f"training loss is {values['loss']}")
+        if progress.skipped_steps > self.arm.training.max_skipped_steps:
+            raise DivergedError(
+                f"gradients were not finite in {progress.skipped_steps} steps, which were skipped, and "
+                f"max_skipped_steps = {self.arm.training.max_skipped_steps}"
+            )
 
     def _seen(self) -> dict[str, float]:
         """What the model at hand has been trained on."""
@@ -159,25 +166,28 @@ class _Trainer:
         )
         if not math.isfinite(measurement.nll_sum.sum()):
             raise DivergedError("held-out loss is not finite")
+        heldout_loss = float(measurement.nll_sum.sum() / measurement.count.sum())
+        self.accelerator.log({"heldout_loss": heldout_loss}, step=self.progress.steps_spent)
         if self.accelerator.is_main_process:
             self.positions = append(self.positions, measurement, self._seen())
             self.folder.save_positions(self.positions)
 
     def _save_when_due(self, fork: int | None = None) -> None:
-        if time.perf_counter() - self.last_checkpoint >= self.checkpoint_seconds:
+        """Save if the main process finds that it is time; all processes take part in saving."""
+        due = torch.tensor([time.perf_counter() - self.last_checkpoint >= self.checkpoint_seconds])
+        if broadcast(due.to(self.accelerator.device)).item():
             self._save(fork)
 
     def _save(self, fork: int | None = None) -> None:
-        if self.accelerator.is_main_process:
-            model, optimizer = self.accelerator.unwrap_model(self.model), self.optimizer.optimizer
-            save_checkpoint(self.folder.path / "checkpoint", model, optimizer, self.progress, fork)
+        model, optimizer = self.accelerator.unwrap_model(self.model), self.optimizer.optimizer
+        save_checkpoint(self.folder.path / "checkpoint", model, optimizer, self.accelerator, self.progress, fork)
         self.last_checkpoint = time.perf_counter()
 
     def _load(self, steps_spent: int | None = None) -> Progress:
         """Restore the newest checkpoint, or the one at ``steps_spent``, in all processes."""
         self.accelerator.wait_for_everyone()
         model, optimizer = self.accelerator.unwrap_model(self.model), self.optimizer.optimizer
-        progress = load_checkpoint(self.folder.path / "checkpoint", model, optimizer, steps_spent)
+        progress = load_checkpoint(self.folder.path / "checkpoint", model, optimizer, self.accelerator, steps_spent)
         self.accelerator.wait_for_everyone()
         if steps_spent is not None and progress.steps_spent != steps_spent:
             raise RunFolderError(f"{self.folder.path} has lost the trunk's checkpoint at step {steps_spent}: run again")
@@ -186,27 +196,16 @@ class _Trainer:
 
 def calibrate(arm: Arm, source: Source, accelerator: Accelerator) -> float:
     """Median seconds of a training step on this device, from :data:`CALIBRATION_STEPS` steps of a model thrown away."""
-    model, optimizer = _prepare(arm, 0, accelerator)
+    model, optimizer = prepare(arm, 0, accelerator)
     seconds = []
     start = time.perf_counter()
     for batch in _prefetched(source, 0, CALIBRATION_STEPS, arm.training.batch_size):
-        loss, _ = _step(model, optimizer, batch, arm, accelerator)
-        loss.item()
+        train_step(model, optimizer, batch, arm, accelerator).loss.item()
         now = time.perf_counter()
         seconds.append(now - start)
         start = now
     measured = torch.tensor(sorted(seconds)[len(seconds) // 2], device=accelerator.device)
     return accelerator.reduce(measured, reduction="mean").item()
-
-
-def _prepare(arm: Arm, seed: int, accelerator: Accelerator) -> tuple[torch.nn.Module, AcceleratedOptimizer]:
-    """The arm's model, initialised from the seed, and its optimiser, on the accelerator's device and processes."""
-    model = ScoredLoss(arm.model.build(seed))
-    matrices = [p for p in model.parameters() if p.ndim >= 2]
-    vectors = [p for p in model.parameters() if p.ndim < 2]
-    groups = [{"params": matrices, "weight_decay": arm.training.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=arm.training.learning_rate, betas=arm.training.betas)
-    return accelerator.prepare(model, optimizer)
 
 
 def heldout_sequences(experiment: Experiment, source: Source) -> int:
@@ -241,26 +240,3 @@ def _prefetched(source: Source, first: int, last: int, batch_size: int) -> Itera
             batch = upcoming.result()
             upcoming = maker.submit(source.batch, "train", index, batch_size)
             yield batch
-
-
-def _step(
-    model: torch.nn.Module,
-    optimizer: torch.optim.Optimizer,
-    batch: Batch,
-    arm: Arm,
-    accelerator: Accelerator,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """One optimiser step; returns the mean loss over the global batch's scored tokens and the gradient norm, unread.
-
-    Every process takes its rows of the same global batch, so that the number of processes does not change the data.
-    """
-    mine = slice(accelerator.process_index, None, accelerator.num_processes)
-    tokens, targets, scored = (x[mine].to(accelerator.device, non_blocking=True) for x in batch[:3])
-    inputs = () if batch.inputs is None else (batch.inputs[mine].to(accelerator.device, non_blocking=True),)
-    nll, _ = model(tokens, targets, *inputs)
-    loss = (nll * scored).sum() / batch.scored.sum().item()
-    accelerator.backward(loss * accelerator.num_processes)
-    norm = accelerator.clip_grad_norm_(model.parameters(), arm.training.clip_norm)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return accelerator.reduce(loss.detach(), reduction="sum"), norm.detach()

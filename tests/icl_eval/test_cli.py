@@ -85,6 +85,9 @@ def test_a_users_own_file_runs_plots_and_resumes(
         (["run", "nowhere.py"], "there is no file 'nowhere.py'"),
         (["run", "quickstart", "--seeds", "a"], "--seeds 'a': must be whole numbers"),
         (["run", "quickstart", "--device", "gpu"], "device = 'gpu'"),
+        (["run", "quickstart", "--launcher", "rya"], "unknown launcher 'rya'; did you mean 'ray'"),
+        (["run", "quickstart", "--ledger", "nowhere.json"], "there is no ledger nowhere.json"),
+        (["tune", "quickstart", "--rates", "1e-3;2e-3"], "--rates '1e-3;2e-3': must be numbers parted by commas"),
         (["plot", "nowhere"], "nowhere holds no finished run"),
         (["table", "wsf"], "unknown table 'wsf'; did you mean 'wsfr'"),
     ],
@@ -119,4 +122,4 @@ def test_doctor_names_the_backend_and_the_reason(
 def test_the_installed_command_starts() -> None:
     command = Path(sys.executable).parent / "icl-eval"
     shown = subprocess.run([command, "--help"], capture_output=True, text=True, check=True).stdout
-    assert all(name in shown for name in ("list", "show", "run", "plot", "table", "doctor"))
+    assert all(name in shown for name in ("list", "show", "run", "tune", "plot", "table", "doctor"))

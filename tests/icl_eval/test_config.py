@@ -1,7 +1,9 @@
 """Configs: strict names, JSON round trips, no imports on loading."""
 
 import json
+import re
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import pytest
 
@@ -74,6 +76,42 @@ def arm(**fields: object) -> Arm:
 def test_impossible_experiments_are_refused(make: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Training(batch_size=4.5), "Training.batch_size = 4.5: must be a whole number"),
+        (lambda: Training(batch_size=True), "Training.batch_size = True: must be a whole number"),
+        (lambda: Training(learning_rate="1e-3"), "Training.learning_rate = '1e-3': must be a number"),
+        (lambda: Training(betas=(0.9,)), "Training.betas = (0.9,): must be a tuple of 2: a number, a number"),
+        (lambda: Training(betas=[0.9, 0.95]), "Training.betas = [0.9, 0.95]: must be a tuple of 2"),
+        (lambda: Training(branches=(0.5, "1")), "Training.branches = (0.5, '1'): must be a tuple, each item a number"),
+        (lambda: Training(compile=1), "Training.compile = 1: must be True or False"),
+        (lambda: Training(micro_batch_size="2"), "Training.micro_batch_size = '2': must be a whole number or None"),
+        (lambda: arm(task="mqar"), "Arm.task = 'mqar': must be a Task"),
+        (lambda: Budget(tokens="many"), "Budget.tokens = 'many': must be a number or None"),
+        (lambda: replace(Training(), clip_norm=None), "Training.clip_norm = None: must be a number"),
+    ],
+)
+def test_fields_of_another_type_are_refused_in_a_sentence(make: object, message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+        make()  # type: ignore[operator]
+
+
+def test_types_are_checked_in_classes_of_the_users() -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Typed(Config):
+        """Every kind of annotation, an unknown generic included."""
+
+        number: float = 1.0
+        choice: Literal["a", 1] = "a"
+        table: "list[int]" = 3  # type: ignore[assignment]
+
+    assert Typed(number=2, choice=1, table="anything").number == 2
+    for wrong in ({"number": 1j}, {"choice": True}, {"choice": "b"}):
+        with pytest.raises(ValueError, match="must be"):
+            Typed(**wrong)
 
 
 def test_flops_are_matched_to_within_half_a_step() -> None:

@@ -2,11 +2,7 @@
 
 import json
 import os
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable
+import shutil
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -127,94 +123,69 @@ def test_figures_are_drawn_from_run_folders_alone(folder: Path, tmp_path: Path) 
     assert all(file.read_bytes().startswith(b"\x89PNG") for file in files)
 
 
-def test_kill_9_then_the_same_command_gives_the_same_numbers(folder: Path, tmp_path: Path) -> None:
-    script = (
-        "from icl_eval.presets import load_preset; from icl_eval.run import run_experiment;"
-        f"run_experiment(load_preset({TINY!r}), {str(tmp_path)!r}, device='cpu', checkpoint_seconds=0.0)"
-    )
-    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    for nth_metrics_line in (2, 5):
-        process = subprocess.Popen([sys.executable, "-c", script], env=environment, stderr=subprocess.DEVNULL)
-        wait_for(lambda n=nth_metrics_line, p=process: metrics_lines(tmp_path) >= n or p.poll() is not None)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    with pytest.raises(RunFolderError, match=r"unfinished|no finished run"):
-        load_runs(
-            [path.parent for path in tmp_path.rglob("config.json") if not (path.parent / "DONE").exists()] or tmp_path
-        )
-    subprocess.run([sys.executable, "-c", script], env=environment, check=True)
-    assert_identical(folder, next(tmp_path.iterdir()))
-
-
-def test_two_processes_give_the_losses_of_one(folder: Path, tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node=2",
-        "-m",
-        "icl_eval.cli",
-    ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    arguments = ["run", TINY, "--device", "cpu", "--out", str(tmp_path)]
-    done = subprocess.run([*command, *arguments], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    for one, two in zip(load_runs(folder), load_runs(tmp_path), strict=True):
-        assert two.config["processes"] == 2
-        np.testing.assert_allclose(two.metrics["loss"], one.metrics["loss"], rtol=1e-5)
-        assert one.positions is not None
-        assert two.positions is not None
-        np.testing.assert_array_equal(two.positions.document_count, one.positions.document_count)
-        np.testing.assert_allclose(two.positions.nll_sum.sum(1), one.positions.nll_sum.sum(1), rtol=1e-5)
-
-
-def metrics_lines(folder: Path) -> int:
-    return sum(len(file.read_text().splitlines()) for file in folder.rglob("metrics.jsonl"))
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 120
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-
-
-def test_a_loss_that_is_not_finite_ends_its_arm_only(tmp_path: Path) -> None:
+def test_runs_that_diverge_end_themselves_only_and_say_how(tmp_path: Path) -> None:
     tiny = load_preset(TINY)
-    wild = replace(tiny.arms[0], training=replace(tiny.arms[0].training, learning_rate=1e30))
-    root = run_experiment(replace(tiny, arms=(wild, tiny.arms[1])), tmp_path, device="cpu")
-    diverged, fine = load_runs(root)
+    wild, wilder = (
+        replace(tiny.arms[0], name=name, training=replace(tiny.arms[0].training, learning_rate=rate))
+        for name, rate in (("wild", 1e8), ("wilder", 1e30))
+    )
+    root = run_experiment(replace(tiny, arms=(wild, wilder, tiny.arms[1]), snapshots=1), tmp_path, device="cpu")
+    diverged, skipping, fine = load_runs(root)
     assert diverged.diverged
-    assert "not finite" in diverged.status["reason"] or "loss is" in diverged.status["reason"]
+    assert diverged.status["reason"].startswith("training loss is nan after step")
     assert np.isnan(diverged.metrics["loss"].iloc[-1])
     assert "NaN" not in (diverged.path / "metrics.jsonl").read_text()
+    assert skipping.diverged
+    assert skipping.status["reason"].startswith("gradients were not finite in 19 steps, which were skipped")
+    assert np.isfinite(skipping.metrics["loss"].iloc[-1])
+    assert skipping.metrics["skipped_steps"].tolist() == [9, 19]
     assert not fine.diverged
+    assert fine.status["skipped_steps"] == 0
     assert len(plot_all([diverged, fine], tmp_path)) == 3
     assert len(plot_all([diverged], tmp_path)) == 3
 
 
+def test_a_damaged_line_of_metrics_does_not_block_resuming(folder: Path, tmp_path: Path) -> None:
+    (run,) = (run for run in load_runs(folder) if run.name == "mqar-power")
+    copy = tmp_path / folder.name
+    shutil.copytree(folder, copy)
+    unfinished = copy / "mqar-power" / "seed0"
+    (unfinished / "DONE").unlink()
+    lines = (unfinished / "metrics.jsonl").read_bytes().splitlines()
+    (unfinished / "metrics.jsonl").write_bytes(b"\n".join([lines[0], b"\xff\x00{", *lines[2:]]))
+    with pytest.warns(UserWarning, match="metrics.jsonl, line 2 is damaged and left out"):
+        run_experiment(load_preset(TINY), tmp_path, device="cpu")
+    again = load_run(unfinished)
+    assert again.metrics["loss"].tolist() == run.metrics["loss"].drop(1).tolist()
+    (unfinished / "metrics.jsonl").write_bytes(b"\n".join([b"7", *lines[1:]]))
+    with pytest.raises(RunFolderError, match=r"metrics.jsonl, line 1 is damaged: it is not a row"):
+        _ = load_run(unfinished).metrics
+
+
 def test_damaged_checkpoints_are_named_and_the_one_before_is_used(tmp_path: Path) -> None:
+    accelerator = make_accelerator("cpu")
     model = torch.nn.Linear(3, 3)
     optimizer = torch.optim.AdamW(model.parameters())
-    weights = []
+    weights, drawn = [], []
     for step in (1, 2, 3):
         model(torch.ones(1, 3)).sum().backward()
         optimizer.step()
         weights.append(model.weight.detach().clone())
-        save_checkpoint(tmp_path, model, optimizer, Progress(step=step, steps_spent=step))
+        save_checkpoint(tmp_path, model, optimizer, accelerator, Progress(step=step, steps_spent=step))
+        drawn.append(torch.rand(3))
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["step-000000002", "step-000000003"]
     torn = tmp_path / "step-000000003" / "optimizer.safetensors"
     torn.write_bytes(torn.read_bytes()[:-4])
     with pytest.warns(
         UserWarning, match=r"step-000000003 cannot be used \(optimizer.safetensors is not what was written"
     ):
-        assert load_checkpoint(tmp_path, model, optimizer) == Progress(step=2, steps_spent=2)
+        assert load_checkpoint(tmp_path, model, optimizer, accelerator) == Progress(step=2, steps_spent=2)
     assert torch.equal(model.weight, weights[1])
+    assert torch.equal(torch.rand(3), drawn[1])
     other = torch.nn.Linear(4, 4)
     before = other.weight.detach().clone()
     with pytest.warns(UserWarning, match="it belongs to another model|is not what was written"):
-        assert load_checkpoint(tmp_path, other, torch.optim.AdamW(other.parameters())) == Progress()
+        assert load_checkpoint(tmp_path, other, torch.optim.AdamW(other.parameters()), accelerator) == Progress()
     assert torch.equal(other.weight, before)
 
 
@@ -272,3 +243,23 @@ def test_fewer_heldout_sequences_than_asked_is_said() -> None:
     text = replace(tiny, arms=tiny.arms[2:], eval_sequences=10_000_000)
     with pytest.warns(UserWarning, match="eval_sequences = 10000000, but only .* held-out sequences exist"):
         assert heldout_sequences(text, text.arms[0].task.build(0)) < 10_000_000
+
+
+def test_a_tracker_gets_what_metrics_hold(tmp_path: Path) -> None:
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    tiny = load_preset(TINY)
+    root = run_experiment(replace(tiny, arms=tiny.arms[:2]), tmp_path, device="cpu", tracker="tensorboard")
+    for run in load_runs(root):
+        (file,) = (root / "tracking" / f"{run.name}-seed0").rglob("events.*")
+        logged = events.EventAccumulator(str(file.parent)).Reload()
+        assert [scalar.step for scalar in logged.Scalars("loss")] == run.metrics["step"].tolist()
+        assert [scalar.value for scalar in logged.Scalars("loss")] == pytest.approx(run.metrics["loss"].tolist())
+        assert run.positions is not None
+        assert [scalar.step for scalar in logged.Scalars("heldout_loss")] == run.positions.step.tolist()
+
+
+def test_trackers_are_checked() -> None:
+    with pytest.raises(ValueError, match="unknown tracker 'tensorbord'; did you mean 'tensorboard'"):
+        make_accelerator("cpu", tracker="tensorbord")
+    with pytest.raises(ValueError, match=r"the tracker 'comet_ml' is not installed: pip install comet_ml"):
+        make_accelerator("cpu", tracker="comet_ml")

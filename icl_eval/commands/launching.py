@@ -1,0 +1,60 @@
+"""Options of the commands that train, and the launcher they choose."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from icl_eval.commands.progress import live_line
+from icl_eval.config import lookup
+from icl_eval.experiment import Experiment
+from icl_eval.launch import run_here, run_in_processes, run_on_ray
+
+PresetArgument = Annotated[str, typer.Argument(metavar="PRESET", help="A preset's name, or a Python file of yours.")]
+OutOption = Annotated[Path, typer.Option(help="Folder for the experiment's folder.")]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+TextOption = Annotated[Path | None, typer.Option(help="Files to put in place of every text of the preset.")]
+JobsOption = Annotated[int, typer.Option(help="Runs at a time, sharing this machine's GPUs or cores.")]
+LauncherOption = Annotated[str, typer.Option(help="local, or ray: a task an arm and seed on a Ray cluster.")]
+GpusOption = Annotated[float, typer.Option(help="GPUs a run takes of a Ray cluster; a fraction shares one.")]
+
+
+def launch(
+    experiment: Experiment,
+    out: Path,
+    *,
+    preset: str,
+    device: str,
+    jobs: int,
+    launcher: str,
+    gpus_per_run: float,
+    console: Console,
+    sharding: str = "none",
+    tracker: str | None = None,
+    tuning: dict[str, Any] | None = None,
+) -> tuple[Path, dict[str, str]]:
+    """Run an experiment as the options say; gives its folder, and why runs failed, by arm."""
+
+    if sharding != "none" and (jobs != 1 or launcher != "local"):
+        raise ValueError(f"--sharding {sharding}: needs torchrun, which neither --jobs nor --launcher ray goes with")
+
+    def on_end(run: str, failure: str | None) -> None:
+        console.print(f"{run}: {'done' if failure is None else f'failed: {failure}'}", highlight=False, markup=False)
+
+    def locally(experiment: Experiment, out: Path) -> tuple[Path, dict[str, str]]:
+        if jobs != 1:
+            return run_in_processes(experiment, out, jobs=jobs, preset=preset, on_end=on_end, **options)
+        with live_line(console) as callbacks:
+            return run_here(experiment, out, sharding=sharding, **options, **callbacks)
+
+    options: dict[str, Any] = {"device": device, "tracker": tracker, "tuning": tuning}
+    on_ray = partial(run_on_ray, gpus_per_run=gpus_per_run, preset=preset, on_end=on_end, **options)
+    launchers: dict[str, Callable[[Experiment, Path], tuple[Path, dict[str, str]]]] = {"local": locally, "ray": on_ray}
+    try:
+        return lookup(launchers, launcher, "launcher")(experiment, out)
+    except KeyboardInterrupt:
+        Console(stderr=True).print("interrupted: the same command resumes", highlight=False)
+        raise typer.Exit(130) from None

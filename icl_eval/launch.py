@@ -1,0 +1,217 @@
+"""Several runs of an experiment at once: as processes that share this machine, or as tasks of a Ray cluster."""
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from icl_eval.config import config_from_dict
+from icl_eval.experiment import Experiment
+from icl_eval.presets import load_preset
+from icl_eval.run import run_experiment
+
+Job = dict[str, Any]
+"""One arm and seed, JSON-ready: what :func:`run_job` needs."""
+MAX_RETRIES = 5
+"""How often Ray starts a run again whose worker has died."""
+
+
+def run_here(experiment: Experiment, out: Path, **options: Any) -> tuple[Path, dict[str, str]]:
+    """Run all arms and seeds in this process, one after the other; ``options`` as for ``run_experiment``."""
+    return run_experiment(experiment, out, **options), {}
+
+
+def run_in_processes(
+    experiment: Experiment,
+    out: Path,
+    *,
+    jobs: int,
+    preset: str | None = None,
+    device: str = "auto",
+    tracker: str | None = None,
+    tuning: dict[str, Any] | None = None,
+    on_end: Callable[[str, str | None], None] = lambda run, failure: None,
+) -> tuple[Path, dict[str, str]]:
+    """Run every arm and seed in a process of its own, ``jobs`` at a time, taking turns on the visible GPUs.
+
+    A run that fails does not stop the others.
+
+    Args:
+        experiment, out, device, tracker, tuning: as for :func:`icl_eval.run.run_experiment`.
+        jobs: processes at a time.
+        preset: the file that defines the experiment's classes, where they are the user's.
+        on_end: called with each run's name when it has ended, and the reason if it failed.
+
+    Returns:
+        The experiment's folder, and the reasons of the runs that failed, by arm.
+
+    Raises:
+        ValueError: the experiment cannot be run as it stands.
+    """
+    if jobs < 1:
+        raise ValueError(f"jobs = {jobs}: must be at least 1")
+    timed = [arm.name for arm in experiment.arms if arm.budget.seconds is not None]
+    if timed and jobs > 1:
+        raise ValueError(
+            f"jobs = {jobs}: the budget of arm {timed[0]!r} is in seconds, which runs sharing a machine would falsify"
+        )
+    root, work = _unfinished(experiment, out, preset, device, tracker, tuning)
+    failures: dict[str, str] = {}
+    turns: Iterator[str | None] = itertools.cycle(_gpus(device) or [None])
+    processes: set[subprocess.Popen] = set()
+    with ThreadPoolExecutor(jobs) as pool:
+        running = {pool.submit(_run_in_process, job, jobs, next(turns), processes): job for job in work}
+        try:
+            for ended in as_completed(running):
+                _note(running[ended], ended.result(), failures, on_end)
+        except BaseException:  # Ctrl-C, above all
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in tuple(processes):
+                process.terminate()
+            raise
+    return root, failures
+
+
+def run_on_ray(
+    experiment: Experiment,
+    out: Path,
+    *,
+    gpus_per_run: float = 1.0,
+    preset: str | None = None,
+    device: str = "auto",
+    tracker: str | None = None,
+    tuning: dict[str, Any] | None = None,
+    on_end: Callable[[str, str | None], None] = lambda run, failure: None,
+) -> tuple[Path, dict[str, str]]:
+    """Run every arm and seed as a Ray task; one whose worker dies is started again and resumes.
+
+    The cluster is that of ``RAY_ADDRESS``, or one on this machine. All its nodes need the same path ``out``.
+
+    Args:
+        gpus_per_run: GPUs of a task, where the cluster has any; a fraction lets runs share one.
+
+    Returns, and the other arguments: as for :func:`run_in_processes`.
+
+    Raises:
+        ValueError: Ray is not installed, or the experiment cannot be run as it stands.
+    """
+    try:
+        import ray
+    except ImportError:
+        raise ValueError("the Ray launcher needs Ray: pip install 'icl-eval[ray]'") from None
+    if gpus_per_run <= 0:
+        raise ValueError(f"gpus_per_run = {gpus_per_run}: must be positive")
+    root, work = _unfinished(experiment, out.resolve(), preset, device, tracker, tuning)
+    ray.init(ignore_reinit_error=True, log_to_driver=False, configure_logging=False)
+    gpus = gpus_per_run if device != "cpu" and ray.cluster_resources().get("GPU", 0) else 0
+    task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=MAX_RETRIES, max_calls=1)(run_job)
+    failures: dict[str, str] = {}
+    running = {task.remote(job): job for job in work}
+    while running:
+        (ended,), _ = ray.wait(list(running), num_returns=1)
+        job = running.pop(ended)
+        try:
+            ray.get(ended)
+            _note(job, None, failures, on_end)
+        except ray.exceptions.RayError as error:
+            _note(job, str(error).strip().splitlines()[-1], failures, on_end)
+    return root, failures
+
+
+def run_job(job: Job) -> None:
+    """Run one arm and seed."""
+    if job["preset"] is not None:
+        load_preset(job["preset"])
+    run_experiment(
+        config_from_dict(job["experiment"]),
+        job["out"],
+        device=job["device"],
+        tracker=job["tracker"],
+        tuning=job["tuning"],
+        only={(job["arm"], job["seed"])},
+    )
+
+
+def _unfinished(
+    experiment: Experiment,
+    out: Path,
+    preset: str | None,
+    device: str,
+    tracker: str | None,
+    tuning: dict[str, Any] | None,
+) -> tuple[Path, list[Job]]:
+    """The experiment's folder, checked and begun, and the runs that are not done."""
+    root = run_experiment(experiment, out, device=device, tracker=tracker, only=set())
+    shared = {
+        "preset": preset if preset is None or not Path(preset).is_file() else str(Path(preset).resolve()),
+        "experiment": experiment.to_dict(),
+        "out": str(out),
+        "device": device,
+        "tracker": tracker,
+        "tuning": tuning,
+    }
+    runs = [(arm.name, seed) for seed in experiment.seeds for arm in experiment.arms]
+    return root, [
+        {**shared, "arm": arm, "seed": seed} for arm, seed in runs if not (root / arm / f"seed{seed}" / "DONE").exists()
+    ]
+
+
+def _note(job: Job, failure: str | None, failures: dict[str, str], on_end: Callable[[str, str | None], None]) -> None:
+    name = f"{job['arm']} seed {job['seed']}"
+    if failure is not None:
+        failures[job["arm"]] = f"{name}: {failure}"
+    on_end(name, failure)
+
+
+def _gpus(device: str) -> list[str]:
+    """The GPUs to take turns on, as ``CUDA_VISIBLE_DEVICES`` names them."""
+    if device == "cpu" or not torch.cuda.is_available():
+        return []
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return visible.split(",") if visible else [str(index) for index in range(torch.cuda.device_count())]
+
+
+def _run_in_process(job: Job, jobs: int, gpu: str | None, processes: set[subprocess.Popen]) -> str | None:
+    """Run a job to its end in a process, which is in ``processes`` meanwhile; returns why it failed, if it did."""
+    environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs)), **os.environ}
+    if gpu is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = gpu
+    command = [sys.executable, "-m", "icl_eval.launch"]
+    with (
+        tempfile.TemporaryFile() as errors,
+        subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=errors, env=environment
+        ) as run,
+    ):
+        processes.add(run)
+        assert run.stdin is not None
+        run.stdin.write(json.dumps(job).encode() + b"\n")
+        run.stdin.flush()
+        status = run.wait()
+        processes.remove(run)
+        errors.seek(0)
+        lines = errors.read().decode(errors="replace").strip().splitlines()
+    if status == 0:
+        return None
+    return f"killed by signal {-status}" if status < 0 else (lines or ["no reason given"])[-1]
+
+
+def _end_with_parent() -> None:
+    """Wait for the parent to close the pipe, which it does when it ends, however it ends."""
+    sys.stdin.read()
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    handed_over = json.loads(sys.stdin.readline())
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    run_job(handed_over)

@@ -1,0 +1,80 @@
+"""One optimiser step: the arm's model and optimiser as its training settings ask for, and what a step does to them."""
+
+from contextlib import nullcontext
+from typing import NamedTuple
+
+import torch
+from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
+from torch import Tensor, nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from torch.distributed.tensor import DTensor
+
+from icl_eval.experiment import Arm
+from icl_eval.measure import ScoredLoss
+from icl_eval.tasks import Batch
+
+
+class StepResult(NamedTuple):
+    """Scalars on the device, not yet waited for.
+
+    Attributes:
+        loss: mean over the global batch's scored tokens (nats).
+        norm: of the gradient before clipping.
+        skipped: 1 where the gradient was not finite and nothing was changed, 0 otherwise.
+    """
+
+    loss: Tensor
+    norm: Tensor
+    skipped: Tensor
+
+
+def prepare(arm: Arm, seed: int, accelerator: Accelerator) -> tuple[nn.Module, AcceleratedOptimizer]:
+    """The arm's model, initialised from the seed, and its optimiser, on the accelerator's device and processes.
+
+    Layers are compiled one by one, for the shapes they meet: equal layers share a graph, and a measurement has its own.
+    """
+    training = arm.training
+    model = ScoredLoss(arm.model.build(seed))
+    layers = model.model.layers
+    for index, layer in enumerate(layers):
+        if training.activation_checkpointing:
+            layers[index] = checkpoint_wrapper(layer)
+        if training.compile:
+            layers[index].compile(dynamic=False)
+    if accelerator.is_fsdp2:
+        accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap = [type(layers[0]).__name__]
+    matrices = [p for p in model.parameters() if p.ndim >= 2]
+    vectors = [p for p in model.parameters() if p.ndim < 2]
+    groups = [{"params": matrices, "weight_decay": training.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=training.learning_rate, betas=training.betas, fused=True)
+    return accelerator.prepare(model, optimizer)
+
+
+def train_step(
+    model: nn.Module, optimizer: AcceleratedOptimizer, batch: Batch, arm: Arm, accelerator: Accelerator
+) -> StepResult:
+    """Train on a global batch, of which every process takes its rows: neither the number of processes nor that of
+    micro-batches changes the data, or what the loss is divided by.
+    """
+    training = arm.training
+    mine = slice(accelerator.process_index, None, accelerator.num_processes)
+    tensors = [batch.scored, batch.tokens, batch.targets, *([] if batch.inputs is None else [batch.inputs])]
+    tensors = [x[mine].to(accelerator.device, non_blocking=True) for x in tensors]
+    rows = training.micro_batch_size or len(tensors[0])
+    parts = list(zip(*(x.split(rows) for x in tensors), strict=True))
+    num_scored = batch.scored.sum().item()
+    total = torch.zeros((), device=accelerator.device)
+    for number, (scored, *arguments) in enumerate(parts, start=1):
+        with accelerator.no_sync(model) if number < len(parts) else nullcontext():
+            nll, _ = model(*arguments)
+            loss = (nll * scored).sum() / num_scored
+            accelerator.backward(loss * accelerator.num_processes)
+        total += loss.detach()
+    norm = accelerator.clip_grad_norm_(model.parameters(), training.clip_norm)
+    norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+    skipped = (~norm.isfinite()).to(torch.float32)
+    optimizer.optimizer.found_inf = skipped  # fused optimisers then leave parameters and moments alone
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return StepResult(accelerator.reduce(total, reduction="sum"), norm.detach(), skipped)

@@ -1,0 +1,228 @@
+"""Learning rates by equal trials: a grid for every arm at a share of its budget, and a ledger of what came out."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from icl_eval.experiment import Arm, Experiment
+from icl_eval.launch import run_here
+from icl_eval.run_folder import RunFolderError, load_runs, to_json, write_atomically
+from icl_eval.statistics import overall
+from icl_eval.tasks import Task
+
+GRID = (0.5, 1.0, 2.0, 4.0)
+"""Rates tried first, as multiples of the arm's own."""
+MAX_EXTENSIONS = 4
+"""How often a grid is extended by a factor of 2 while its best rate lies at an edge."""
+_NOT_LEARNED_FROM = (
+    "learning_rate", "final_learning_rate", "max_skipped_steps", "micro_batch_size", "activation_checkpointing",
+    "compile", "branches",
+)  # fmt: skip
+Launch = Callable[[Experiment, Path], tuple[Path, dict[str, str]]]
+"""Runs an experiment below a folder; gives the experiment's folder, and what went wrong with which run."""
+
+
+class Grid(NamedTuple):
+    """All that was tried for one arm at one budget.
+
+    Attributes:
+        tries: entries of the ledger, by rising ``learning_rate``.
+    """
+
+    tries: Sequence[dict[str, Any]]
+
+    @property
+    def rates(self) -> list[float]:
+        return [entry["learning_rate"] for entry in self.tries]
+
+    @property
+    def best(self) -> float | None:
+        """The rate of the lowest loss; ``None`` if none came to its end."""
+        finished = [entry for entry in self.tries if entry["loss"] is not None]
+        return min(finished, key=lambda entry: entry["loss"])["learning_rate"] if finished else None
+
+    @property
+    def at_edge(self) -> bool:
+        """Whether the best rate is the lowest or the highest that was tried. Rates that diverged count as tried."""
+        return self.best is None or self.best in (self.rates[0], self.rates[-1])
+
+    @property
+    def extension(self) -> float | None:
+        """The next rate to try beyond the edge that the best lies at; downwards where all diverged."""
+        if not self.at_edge:
+            return None
+        return self.rates[0] / 2 if self.best in (None, self.rates[0]) else self.rates[-1] * 2
+
+
+def tune(
+    experiment: Experiment,
+    out: str | Path = "runs",
+    *,
+    ledger: str | Path | None = None,
+    rates: Sequence[float] | None = None,
+    fraction: float = 0.25,
+    launch: Launch = run_here,
+) -> dict[str, Grid]:
+    """Try learning rates for every arm at a fraction of its budget, with the first seed, and write the ledger.
+
+    All arms get equal tries: four rates a factor of 2 apart, and one more beyond the edge as long as the best lies
+    there, at most :data:`MAX_EXTENSIONS` times. What the ledger holds is not tried again; what diverged is in it too.
+
+    Args:
+        experiment: whose arms are tuned.
+        out: folder for the tries, in ``out/tune``.
+        ledger: a JSON file; ``out/ledger.json`` if not given.
+        rates: the first grid of all arms, in place of :data:`GRID` times each arm's own.
+        fraction: of the budget.
+        launch: how experiments are run.
+
+    Returns:
+        The grids by the arms' names.
+
+    Raises:
+        ValueError: rates, or the fraction, are impossible.
+        RunFolderError: the ledger is damaged, or a run failed.
+    """
+    if not 0 < fraction <= 1:
+        raise ValueError(f"fraction = {fraction}: must be above 0 and at most 1")
+    if rates is not None and (len(set(rates)) < 2 or min(rates) <= 0):
+        raise ValueError(f"rates = {tuple(rates)}: must be two or more different positive numbers")
+    path = Path(out) / "ledger.json" if ledger is None else Path(ledger)
+    trials = {arm.name: _trial(arm, fraction) for arm in experiment.arms}
+    wanted = {
+        name: set(rates or (factor * trial.training.learning_rate for factor in GRID)) for name, trial in trials.items()
+    }
+    entries = read_ledger(path)
+    for _ in range(1 + MAX_EXTENSIONS):
+        missing = {
+            (name, rate): _at_rate(trials[name], rate)
+            for name, asked in wanted.items()
+            for rate in sorted(asked - set(_grid(entries, experiment, trials[name]).rates))
+        }
+        if missing:
+            arms = tuple(replace(arm, name=_try_name(name, rate)) for (name, rate), arm in missing.items())
+            tries = replace(
+                experiment, name=f"{experiment.name}-tune", arms=arms, seeds=experiment.seeds[:1], snapshots=1
+            )
+            root, failures = launch(tries, Path(out) / "tune")
+            for (name, rate), arm in missing.items():
+                if (folder := root / _try_name(name, rate)).exists() and _try_name(name, rate) not in failures:
+                    entries.append(_entry(experiment, arm, folder) | {"arm": name})
+            write_atomically(path, to_json({"tries": entries}, indent=1))
+            if failures:
+                raise RunFolderError(f"tries failed, and were not entered: {'; '.join(failures.values())}")
+        grids = {name: _grid(entries, experiment, trial) for name, trial in trials.items()}
+        wanted = {name: {grid.extension} for name, grid in grids.items() if grid.extension is not None}
+        if not wanted:
+            break
+    return grids
+
+
+def apply_ledger(experiment: Experiment, path: str | Path) -> tuple[Experiment, dict[str, dict[str, Any]]]:
+    """The experiment with every arm's best rate, and what ``config.json`` is to say of each arm's tuning.
+
+    An arm's tries are those of the same task, model and training, whatever the name; of several budgets, those of the
+    largest.
+
+    Raises:
+        ValueError: an arm was not tuned, or diverged at every rate.
+        RunFolderError: there is no ledger, or it is damaged.
+    """
+    if not Path(path).is_file():
+        raise RunFolderError(f"there is no ledger {path}: write it with icl-eval tune")
+    entries = read_ledger(Path(path))
+    arms, records = [], {}
+    for arm in experiment.arms:
+        own = [entry for entry in entries if entry["identity"] == identity(experiment, arm)]
+        if not own:
+            raise ValueError(f"arm {arm.name!r} is not in the ledger {path}: tune it with icl-eval tune")
+        budget = max(own, key=lambda entry: entry["flops"])["budget"]
+        grid = _sorted(entry for entry in own if entry["budget"] == budget)
+        if grid.best is None:
+            raise ValueError(f"arm {arm.name!r} diverged at every rate in the ledger {path}")
+        arms.append(_at_rate(arm, grid.best))
+        records[arm.name] = {
+            "learning_rate": grid.best,
+            "at_edge": grid.at_edge,
+            "budget": budget,
+            "losses": {f"{entry['learning_rate']:g}": entry["loss"] for entry in grid.tries},
+        }
+    return replace(experiment, arms=tuple(arms)), records
+
+
+def identity(experiment: Experiment, arm: Arm) -> str:
+    """Hash of all that a best learning rate depends on, but for the budget: task, data, model, training, user's code."""
+    training = {key: value for key, value in arm.training.to_dict().items() if key not in _NOT_LEARNED_FROM}
+    code = replace(experiment, arms=(arm,)).user_code()
+    task = [arm.task.identity(), arm.task.version, _data_hash(arm.task)]
+    text = json.dumps([task, arm.model.identity(), training, code], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def read_ledger(path: Path) -> list[dict[str, Any]]:
+    """The tries in a ledger; none if there is no file.
+
+    Raises:
+        RunFolderError: it is damaged.
+    """
+    if not path.exists():
+        return []
+    try:
+        entries = json.loads(path.read_text())["tries"]
+        for entry in entries:
+            _ = entry["identity"], entry["budget"], entry["loss"], entry["flops"], float(entry["learning_rate"])
+        return entries
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunFolderError(f"the ledger {path} is damaged: {error!r}") from error
+
+
+@cache
+def _data_hash(task: Task) -> str | None:
+    return task.build(0).manifest().get("sha256")
+
+
+def _trial(arm: Arm, fraction: float) -> Arm:
+    """The arm at a fraction of its budget, measured at the end only."""
+    budget = replace(arm.budget, **{arm.budget.unit: fraction * arm.budget.asked})
+    return replace(arm, budget=budget, training=replace(arm.training, branches=(1.0,)))
+
+
+def _at_rate(arm: Arm, rate: float) -> Arm:
+    """The arm at another learning rate, the final one in the same proportion."""
+    share = arm.training.final_learning_rate / arm.training.learning_rate
+    return replace(arm, training=replace(arm.training, learning_rate=rate, final_learning_rate=rate * share))
+
+
+def _try_name(name: str, rate: float) -> str:
+    return f"{name}-{rate:g}".replace("+", "")
+
+
+def _grid(entries: list[dict[str, Any]], experiment: Experiment, trial: Arm) -> Grid:
+    mine, budget = identity(experiment, trial), trial.budget.to_dict()
+    return _sorted(entry for entry in entries if entry["identity"] == mine and entry["budget"] == budget)
+
+
+def _sorted(entries: Iterator[dict[str, Any]]) -> Grid:
+    by_rate = {entry["learning_rate"]: entry for entry in entries}
+    return Grid([by_rate[rate] for rate in sorted(by_rate)])
+
+
+def _entry(experiment: Experiment, arm: Arm, folder: Path) -> dict[str, Any]:
+    (run,) = load_runs(folder)
+    estimate = None if run.diverged or run.positions is None else overall([run.positions])
+    return {
+        "identity": identity(experiment, arm),
+        "model": arm.model.label,
+        "budget": arm.budget.to_dict(),
+        "learning_rate": arm.training.learning_rate,
+        "status": run.status["status"],
+        "loss": None if estimate is None else float(estimate.value),
+        "interval": None if estimate is None else [float(estimate.low), float(estimate.high)],
+        "steps": run.status["step"],
+        "flops": run.status["step"] * arm.flops_per_step,
+        "seconds": run.status["seconds_spent"],
+    }

@@ -1,0 +1,181 @@
+"""Several runs at once: processes on this machine, and tasks of a Ray cluster whose workers die."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from icl_eval import Budget
+from icl_eval.launch import _gpus, run_here, run_in_processes, run_on_ray
+from icl_eval.presets import load_preset
+from icl_eval.run_folder import RunFolder, RunFolderError
+from tests.icl_eval.test_run import assert_identical
+
+TINY = str(Path(__file__).parent / "tiny.py")
+KILLING = f'''
+import os
+import signal
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from icl_eval.presets import load_preset
+from icl_eval.tasks import MQAR
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deadly(MQAR):
+    """Kills the first process that comes to training batch 20."""
+
+    marker: str = ""
+
+    def build(self, seed):
+        source = super().build(seed)
+        make = source.batch
+
+        def batch(split, index, batch_size):
+            if split == "train" and index == 20 and not Path(self.marker).exists():
+                Path(self.marker).touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            return make(split, index, batch_size)
+
+        source.batch = batch
+        return source
+
+
+def experiment():
+    tiny = load_preset({TINY!r})
+    arm = tiny.arms[0]
+    task = Deadly(seq_len=32, vocab_size=32, num_pairs=4, marker=str(Path(__file__).with_name("killed")))
+    deadly = replace(arm, name="deadly", task=task, training=replace(arm.training, schedule="branched"))
+    return replace(tiny, arms=(deadly, arm))
+'''
+
+
+@pytest.fixture
+def preset(tmp_path: Path) -> Path:
+    file = tmp_path / "killing.py"
+    file.write_text(KILLING)
+    return file
+
+
+@pytest.fixture
+def undisturbed(preset: Path, tmp_path: Path) -> Path:
+    marker = tmp_path / "killed"
+    marker.touch()
+    root, _ = run_here(load_preset(str(preset)), tmp_path / "undisturbed", device="cpu")
+    marker.unlink()
+    return root
+
+
+def test_a_run_that_dies_is_reported_and_stops_no_other(preset: Path, undisturbed: Path, tmp_path: Path) -> None:
+    experiment, ended = load_preset(str(preset)), []
+    root, failures = run_in_processes(
+        experiment, tmp_path / "runs", jobs=2, preset=str(preset), device="cpu", on_end=lambda *end: ended.append(end)
+    )
+    assert failures == {"deadly": "deadly seed 0: killed by signal 9"}
+    assert sorted(ended) == [("deadly seed 0", "killed by signal 9"), ("mqar-softmax seed 0", None)]
+    assert not (root / "deadly" / "seed0" / "DONE").exists()
+    again, failures = run_in_processes(experiment, tmp_path / "runs", jobs=2, preset=str(preset), device="cpu")
+    assert (again, failures) == (root, {})
+    assert_identical(undisturbed, root)
+
+
+def test_processes_end_with_their_parent(tmp_path: Path) -> None:
+    long = replace(load_preset(TINY).arms[0], budget=Budget(flops=1e13))
+    job = {
+        "preset": TINY, "experiment": replace(load_preset(TINY), arms=(long,)).to_dict(), "arm": long.name, "seed": 0,
+        "out": str(tmp_path), "device": "cpu", "tracker": None, "tuning": None,
+    }  # fmt: skip
+    child = subprocess.Popen([sys.executable, "-m", "icl_eval.launch"], stdin=subprocess.PIPE)
+    assert child.stdin is not None
+    child.stdin.write(json.dumps(job).encode() + b"\n")
+    child.stdin.flush()
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.rglob("config.json")):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    (config,) = tmp_path.rglob("config.json")
+    with (
+        pytest.raises(RunFolderError, match=r"another process is at work on .*seed0"),
+        RunFolder(config.parent).locked(),
+    ):
+        pass
+    child.stdin.close()
+    assert child.wait(timeout=60) == 1
+    with RunFolder(config.parent).locked():
+        pass
+
+
+def test_gpus_are_taken_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert _gpus("auto") == ["0", "1"]
+    assert _gpus("cpu") == []
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    assert _gpus("cuda") == ["3", "5"]
+
+
+def test_impossible_launches_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny = load_preset(TINY)
+    timed = replace(tiny, arms=(replace(tiny.arms[0], budget=Budget(seconds=1.0)),))
+    with pytest.raises(ValueError, match="jobs = 0: must be at least 1"):
+        run_in_processes(tiny, tmp_path, jobs=0)
+    with pytest.raises(ValueError, match="jobs = 2: the budget of arm 'mqar-softmax' is in seconds"):
+        run_in_processes(timed, tmp_path, jobs=2)
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ValueError, match=r"the Ray launcher needs Ray: pip install 'icl-eval\[ray\]'"):
+        run_on_ray(tiny, tmp_path)
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A Ray cluster of two workers in this machine."""
+    ray = pytest.importorskip("ray")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.mark.slow
+def test_a_sweep_on_ray_survives_a_dead_worker(cluster: None, preset: Path, undisturbed: Path, tmp_path: Path) -> None:
+    root, failures = run_on_ray(load_preset(str(preset)), tmp_path / "runs", preset=str(preset), device="cpu")
+    assert (tmp_path / "killed").exists()
+    assert failures == {}
+    assert_identical(undisturbed, root)
+
+
+def test_an_interrupt_ends_all_processes(tmp_path: Path) -> None:
+    preset = tmp_path / "long.py"
+    preset.write_text(f"""
+from dataclasses import replace
+from icl_eval import Budget
+from icl_eval.presets import load_preset
+
+def experiment():
+    tiny = load_preset({TINY!r})
+    return replace(tiny, arms=tuple(replace(arm, budget=Budget(flops=1e13)) for arm in tiny.arms))
+""")
+    out = tmp_path / "runs"
+    command = [sys.executable, "-m", "icl_eval.cli", "run", str(preset), "--out", str(out), "--device", "cpu"]
+    parent = subprocess.Popen([*command, "--jobs", "2"], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while len(begun := list(out.rglob("config.json"))) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    parent.send_signal(signal.SIGINT)
+    _, errors = parent.communicate(timeout=60)
+    assert parent.returncode == 130
+    assert "interrupted: the same command resumes" in errors
+    for config in begun:
+        with RunFolder(config.parent).locked():
+            pass
+    assert len(list(out.rglob("config.json"))) == 2

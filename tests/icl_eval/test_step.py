@@ -1,0 +1,89 @@
+"""One optimiser step: the same whatever saves memory or time, and harmless where the gradient is not finite."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from icl_eval import Arm
+from icl_eval.presets import load_preset
+from icl_eval.run import make_accelerator
+from icl_eval.step import prepare, train_step
+
+TINY = load_preset(str(Path(__file__).parent / "tiny.py"))
+
+
+def trained(arm: Arm, steps: int = 3) -> tuple[list[float], dict[str, torch.Tensor]]:
+    """Losses of the first steps, and the parameters after them."""
+    accelerator = make_accelerator("cpu")
+    model, optimizer = prepare(arm, 0, accelerator)
+    source = arm.task.build(0)
+    batches = (source.batch("train", index, arm.training.batch_size) for index in range(steps))
+    losses = [train_step(model, optimizer, batch, arm, accelerator).loss.item() for batch in batches]
+    return losses, model.state_dict()
+
+
+@pytest.fixture
+def eager_compiler() -> Iterator[SimpleNamespace]:
+    """A compiler that counts graphs and runs them as they stand."""
+    counter = SimpleNamespace(graphs=0)
+
+    def count(graph: torch.fx.GraphModule, _: list) -> object:
+        counter.graphs += 1
+        return graph.forward
+
+    before = torch.compiler.get_default_backend()
+    torch.compiler.reset()
+    torch.compiler.set_default_backend(count)
+    yield counter
+    torch.compiler.set_default_backend(before)
+    torch.compiler.reset()
+
+
+@pytest.mark.parametrize("index", range(3), ids=[arm.name for arm in TINY.arms])
+@pytest.mark.parametrize(
+    "options",
+    [{"micro_batch_size": 1}, {"micro_batch_size": 3}, {"activation_checkpointing": True}],
+    ids=["rows one by one", "uneven rows", "activation checkpointing"],
+)
+def test_saving_memory_changes_nothing(index: int, options: dict) -> None:
+    arm = TINY.arms[index]
+    losses, weights = trained(arm)
+    losses_saving, weights_saving = trained(replace(arm, training=replace(arm.training, **options)))
+    assert losses_saving == pytest.approx(losses, rel=1e-5)
+    assert weights_saving.keys() == weights.keys()
+    for name, weight in weights.items():
+        torch.testing.assert_close(weights_saving[name], weight, rtol=1e-3, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("activation_checkpointing", [False, True])
+def test_equal_layers_share_one_graph(activation_checkpointing: bool, eager_compiler: SimpleNamespace) -> None:
+    arm = replace(TINY.arms[0], model=replace(TINY.arms[0].model, num_layers=3))
+    losses, _ = trained(arm)
+    training = replace(arm.training, compile=True, activation_checkpointing=activation_checkpointing)
+    losses_compiled, _ = trained(replace(arm, training=training))
+    assert losses_compiled == pytest.approx(losses, rel=1e-5)
+    assert eager_compiler.graphs == 1
+
+
+def test_a_gradient_that_is_not_finite_changes_nothing_but_the_count() -> None:
+    arm, accelerator = TINY.arms[0], make_accelerator("cpu")
+    model, optimizer = prepare(arm, 0, accelerator)
+    batch = arm.task.build(0).batch("train", 0, 4)
+    assert train_step(model, optimizer, batch, arm, accelerator).skipped == 0
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    moments = [{k: v.clone() for k, v in slots.items()} for slots in optimizer.state_dict()["state"].values()]
+    hook = next(model.parameters()).register_hook(lambda gradient: gradient * float("inf"))
+    result = train_step(model, optimizer, batch, arm, accelerator)
+    assert result.loss.isfinite()
+    assert result.skipped == 1
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    for slots, old in zip(optimizer.state_dict()["state"].values(), moments, strict=True):
+        assert all(torch.equal(slots[k], old[k]) for k in slots)
+    hook.remove()
+    assert train_step(model, optimizer, batch, arm, accelerator).skipped == 0
+    assert not torch.equal(next(iter(model.state_dict().values())), next(iter(before.values())))
