@@ -19,7 +19,15 @@ from icl_eval.plots import plot_all
 from icl_eval.presets import load_preset, on_text, preset_files
 from icl_eval.run import run_experiment
 from icl_eval.run_folder import Run, RunFolderError, load_runs
-from icl_eval.tables import in_context_learning, loss_units, plan_table, results_table, state_table, wsfr_table
+from icl_eval.tables import (
+    in_context_learning,
+    loss_units,
+    matches,
+    plan_table,
+    results_table,
+    state_table,
+    wsfr_table,
+)
 from icl_eval.tasks import TASKS
 
 app = typer.Typer(
@@ -59,6 +67,8 @@ def show(preset: PresetArgument) -> None:
     console.print_json(data=experiment.to_dict())
     console.print(f"\n{experiment.question}\n", highlight=False)
     console.print(table)
+    for sentence in matches(experiment):
+        console.print(sentence, highlight=False)
 
 
 @app.command()
