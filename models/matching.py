@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Literal
+from typing import Any, Literal, cast
 
 from icl_eval.config import Config
 from icl_eval.models.language_model import ModelConfig
@@ -134,11 +134,11 @@ class _Variants(Sequence[ModelConfig]):
             elif self.knob == "head_dim":
                 mixer = replace(mixer, num_heads=setting)
             elif self.knob in names:
-                mixer = replace(mixer, **{self.knob: setting})
+                mixer = replace(mixer, **cast(Any, {self.knob: setting}))
             mixers.append(mixer)
         return replace(self.model, mixers=tuple(mixers))
 
-    def __getitem__(self, index):  # type: ignore[no-untyped-def, override]
+    def __getitem__(self, index):  # type: ignore[no-untyped-def]
         return self._turn(self.settings[index])
 
     def __len__(self) -> int:
