@@ -33,6 +33,7 @@ from icl_eval.tables import (
     bits_per_byte,
     in_context_learning,
     loss_units,
+    matches,
     plan_table,
     results_table,
     state_table,
@@ -78,6 +79,8 @@ def show(preset: PresetArgument) -> None:
     console.print_json(data=experiment.to_dict())
     console.print(f"\n{experiment.question}\n", highlight=False)
     console.print(table)
+    for sentence in matches(experiment):
+        console.print(sentence, highlight=False)
 
 
 @app.command()

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from icl_eval.budget import BACKWARD_FACTOR, Budget, Schedule
 from icl_eval.config import Config
-from icl_eval.models import ModelConfig
+from icl_eval.models import Match, ModelConfig
 from icl_eval.tasks import Task
 
 
@@ -88,6 +88,7 @@ class Arm(Config):
         model: what learns.
         training: how.
         budget: for how long.
+        matches: what the model was solved to have as much of as others; shown with what it misses.
     """
 
     name: str
@@ -95,6 +96,7 @@ class Arm(Config):
     model: ModelConfig
     training: Training = field(default_factory=Training)
     budget: Budget
+    matches: tuple[Match, ...] = ()
 
     def __post_init__(self) -> None:
         self.require(

@@ -212,9 +212,12 @@ def describe(arm: Arm, seed: int, schedule: Schedule, steps_spent: int, accelera
         "costs": {
             "context": context,
             "parameters": model.num_parameters(),
-            "state_elements": state._asdict(),
+            "state_elements": {"mathematical": state.mathematical, "stored": state.stored},
+            "state_bytes": state.bytes(2 if accelerator.mixed_precision == "bf16" else 4),
             "forward_flops_per_token": flops._asdict(),
             "forward_flops_per_token_paper_count": paper._asdict(),
+            "forward_flops_per_token_executed": model.executed_flops_per_token(context)._asdict(),
+            "decode_flops": model.decode_flops(context)._asdict(),
         },
     }
 

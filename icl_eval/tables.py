@@ -22,16 +22,18 @@ VALID_GAIN = 0.05
 
 def plan_table(experiment: Experiment) -> Table:
     """The arms with their costs and matched budgets, before anything is trained."""
-    table = _table(*_COST_COLUMNS, "(paper's\ncount)", "steps", "tokens", "FLOPs", "mismatch")
+    columns = (*_COST_COLUMNS[:4], "bytes\n(bf16)", _COST_COLUMNS[4])
+    table = _table(*columns, "(paper's\ncount)", "steps", "tokens", "FLOPs", "mismatch")
     for task, arms in experiment.tasks().items():
         for arm in arms:
             model = arm.model
-            state = model.state_size(task.seq_len).mathematical
+            state = model.state_size(task.seq_len)
             table.add_row(
                 arm.name,
                 f"{model.num_parameters():,}",
-                f"{state // model.num_layers:,}",
-                f"{state:,}",
+                _layer_states(model, task.seq_len),
+                f"{state.mathematical:,}",
+                f"{state.bytes(2):,}",
                 _ratio(model.flops_per_token(task.seq_len)),
                 _ratio(model.flops_per_token(task.seq_len, causal=False)),
                 *_planned(arm, experiment.snapshots),
@@ -42,6 +44,11 @@ def plan_table(experiment: Experiment) -> Table:
             "steps: of the whole budget, + those of the decays of earlier branches, which it does not count."
         )
     return table
+
+
+def matches(experiment: Experiment) -> list[str]:
+    """A sentence for each quantity that an arm was to match: what it has, and by how much that misses."""
+    return [f"{arm.name}: {match.sentence(arm.model)}" for arm in experiment.arms for match in arm.matches]
 
 
 def results_table(runs: Sequence[Run]) -> Table:
@@ -177,6 +184,11 @@ def _table(*columns: str) -> Table:
     return table
 
 
+def _layer_states(model: ModelConfig, context: int) -> str:
+    """Elements of state of a layer; of a hybrid's, those of each kind of layer."""
+    return "+".join(f"{size.mathematical:,}" for size in dict.fromkeys(model.layer_states(context)))
+
+
 def _ratio(flops: Flops) -> str:
     ratio = flops.weight_state_ratio
     return f"{ratio:.1f}:1" if ratio >= 1 else f"1:{1 / ratio:.1f}"
@@ -199,7 +211,7 @@ def _result(task: Task, group: Group) -> list[str]:
     row = [
         group.arm.name,
         f"{costs['parameters']:,}",
-        f"{state // model.num_layers:,}",
+        _layer_states(model, costs["context"]),
         f"{state:,}",
         _ratio(Flops(**costs["forward_flops_per_token"])),
         _millions(schedule["tokens"]),

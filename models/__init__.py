@@ -3,6 +3,7 @@
 from icl_eval.models.backbones import BACKBONES, RWKV, Backbone, Transformer
 from icl_eval.models.cost import Flops, StateSize
 from icl_eval.models.language_model import LanguageModel, ModelConfig
+from icl_eval.models.matching import Match
 from icl_eval.models.mixers import (
     GLA,
     MIXERS,
@@ -32,6 +33,7 @@ __all__ = [
     "LanguageModel",
     "Linear",
     "Mamba2",
+    "Match",
     "MixerConfig",
     "ModelConfig",
     "Power",

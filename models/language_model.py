@@ -98,6 +98,10 @@ class ModelConfig(Config):
         """State elements of one sequence after ``context`` tokens, all layers."""
         return sum((self.backbone.state_size(mixer, context) for mixer in self.layers), StateSize(0, 0))
 
+    def layer_states(self, context: int) -> tuple[StateSize, ...]:
+        """State of every layer of the repeated pattern: one for a uniform model, one a mixer for a hybrid."""
+        return tuple(self.backbone.state_size(mixer, context) for mixer in self.mixers)
+
     def flops_per_token(self, context: int, *, causal: bool = True) -> Flops:
         """Forward FLOPs per token, averaged over ``context`` tokens; training costs three times as many."""
         layers = (self.backbone.flops_per_token(mixer, context, causal=causal) for mixer in self.layers)

@@ -135,7 +135,7 @@ class PowerMixer(Mixer):
             with torch.no_grad():
                 low, high = map(math.log, config.gate_timescale_tokens)
                 spread = torch.linspace(low, high, config.kv_heads)
-                self.gate_proj.bias.copy_(spread if config.kv_heads > 1 else (low + high) / 2)
+                self.gate_proj.bias.copy_(spread if config.kv_heads > 1 else spread.new_full((1,), (low + high) / 2))
         if config.learned_rotary_rate:
             self.rate_proj = nn.Linear(config.width, config.kv_heads, bias=False)
             self.rate_proj.weight.init_gain = 0.0  # type: ignore[attr-defined]

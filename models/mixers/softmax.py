@@ -92,4 +92,5 @@ def _append(state: KVCache | None, k: Tensor, v: Tensor) -> KVCache:
     for new, old in ((k, None if state is None else state.k), (v, None if state is None else state.v)):
         past = new[:, :0] if old is None else old[:, :start]
         grown.append(torch.cat([past.to(new.dtype), new, room], dim=1))
-    return KVCache(*grown, length, [length])
+    keys, values = grown
+    return KVCache(keys, values, length, [length])

@@ -143,7 +143,7 @@ def flex_window(q: Tensor, k: Tensor, v: Tensor, w: int) -> Tensor:
 
     Where the layer is compiled, this function stays a region of its own, so that its mask is made once and kept.
     """
-    function = compiled_flex() if q.is_cuda else flex_attention
+    function: Callable[..., Any] = compiled_flex() if q.is_cuda else flex_attention
     y = function(
         q.transpose(1, 2),
         k.transpose(1, 2),

@@ -143,7 +143,7 @@ class Mamba2Mixer(RecurrentMixer):
             return_state=return_state,
             backend="chunked" if self.config.backend == "torch" else "auto",
         )
-        if not return_state:
+        if isinstance(result, Tensor):
             return result, None
         y, (S, _) = result
         return y, S
