@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from icl_eval.commands.claims import claims
 from icl_eval.config import lookup
 from icl_eval.experiment import Arm
 from icl_eval.kernels.doctor import doctor as check_kernels
@@ -124,6 +125,9 @@ def doctor() -> None:
     """Check every kernel against its reference on this machine, and say which backend will be used and why."""
     if not check_kernels():
         raise typer.Exit(1)
+
+
+app.command()(claims)
 
 
 def main() -> None:
