@@ -35,7 +35,7 @@ from icl_eval.contrasts import (
     window_stops,
 )  # fmt: skip
 from icl_eval.evidence import Evidence
-from icl_eval.gates import LONG_GAIN, Gate, equal, flops, long_gain, tokens_per_update
+from icl_eval.gates import LONG_GAIN, Gate, equal, long_gain, spent
 from icl_eval.kernel_times import KernelTimes
 
 ONE_SEED_ALLOWANCE = 0.01
@@ -88,14 +88,18 @@ def _equal_inference(evidence: Evidence) -> Gate:
     gates = [
         equal("state", {arm.name: float(arm.state) for arm in evidence.arms}, 0.1),
         equal("parameters", {arm.name: float(arm.parameters) for arm in evidence.arms}, 0.02),
-        equal("tokens per update", tokens_per_update(evidence), 0.0),
-        equal("FLOPs", flops(evidence), 0.05),
+        equal("tokens per update", {arm.name: float(arm.arm.tokens_per_step) for arm in evidence.arms}, 0.0),
+        equal("FLOPs", spent(evidence, "flops"), 0.05),
     ]
     return min(gates, key=lambda gate: gate.passed)
 
 
 def _equal_flops(evidence: Evidence) -> Gate:
-    return equal("FLOPs", flops(evidence), 0.05)
+    return equal("FLOPs", spent(evidence, "flops"), 0.05)
+
+
+def _equal_tokens(evidence: Evidence) -> Gate:
+    return equal("tokens", spent(evidence, "tokens"), 0.0)
 
 
 def _long_gain(evidence: Evidence) -> Gate:
@@ -119,7 +123,9 @@ CLAIMS: tuple[Claim, ...] = (
         "ones; "
         "larger at the longest than at the middle one; in each backbone",
         refuted="linear as good at a longer context, or an advantage that does not grow",
+        gates="equal tokens",
         judge=state_helps,
+        premises=(_equal_tokens,),
     ),
     Claim(
         name="C2",

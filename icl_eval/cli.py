@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from icl_eval.commands.claims import claims
 from icl_eval.config import lookup
-from icl_eval.experiment import Arm
+from icl_eval.experiment import Arm, Untrained
 from icl_eval.kernels.doctor import doctor as check_kernels
 from icl_eval.models import MIXERS
 from icl_eval.plots import plot_all
@@ -34,6 +34,7 @@ IS_MAIN_PROCESS = os.environ.get("RANK", "0") == "0"
 console = Console(width=max(Console().width, TABLE_WIDTH), quiet=not IS_MAIN_PROCESS)
 
 PresetArgument = Annotated[str, typer.Argument(metavar="PRESET", help="A preset's name, or a Python file of yours.")]
+ScaleOption = Annotated[str | None, typer.Option(help="smoke, h200 or paper, where the preset has scales.")]
 
 
 @app.command("list")
@@ -47,28 +48,34 @@ def list_names() -> None:
     for title, entries in sections.items():
         console.print(f"[bold]{title}[/bold]")
         for name, about in entries.items():
-            console.print(f"  {name:14} {about}", highlight=False)
+            console.print(f"  {name:22} {about}", highlight=False)
 
 
 @app.command()
-def show(preset: PresetArgument) -> None:
+def show(preset: PresetArgument, scale: ScaleOption = None) -> None:
     """Print a preset's resolved configuration and matched budget, without training."""
-    experiment = load_preset(preset)
+    experiment = load_preset(preset, scale)
+    if isinstance(experiment, Untrained):
+        return _nothing_to_train(experiment)
     table = plan_table(experiment)
     console.print_json(data=experiment.to_dict())
     console.print(f"\n{experiment.question}\n", highlight=False)
     console.print(table)
+    return None
 
 
 @app.command()
 def run(
     preset: PresetArgument,
+    scale: ScaleOption = None,
     out: Annotated[Path, typer.Option(help="Folder for the experiment's folder.")] = Path("runs"),
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     seeds: Annotated[str | None, typer.Option(help="Seeds, as in 0,1,2, in place of the preset's.")] = None,
 ) -> None:
     """Train and measure all arms of a preset, draw its figures and print its table. Killed, it resumes."""
-    experiment = load_preset(preset)
+    experiment = load_preset(preset, scale)
+    if isinstance(experiment, Untrained):
+        return _nothing_to_train(experiment)
     if seeds is not None:
         experiment = replace(experiment, seeds=_parse_seeds(seeds))
     with Progress(
@@ -96,6 +103,7 @@ def run(
     if IS_MAIN_PROCESS:
         console.print(f"\n{experiment.question}\n", highlight=False)
         _report([run for run in load_runs(folder) if run.seed in experiment.seeds], folder)
+    return None
 
 
 @app.command()
@@ -156,6 +164,12 @@ def _report(runs: list[Run], out: Path) -> None:
     console.print("\nfigures:")
     for file in plot_all(runs, out):
         console.print(f"  {file}", highlight=False)
+
+
+def _nothing_to_train(preset: Untrained) -> None:
+    console.print(f"\n{preset.question}\n\nNothing to train; its answer comes from", highlight=False)
+    for command in preset.commands:
+        console.print(f"  {command}", highlight=False)
 
 
 def _parse_seeds(text: str) -> tuple[int, ...]:

@@ -177,15 +177,14 @@ class Evidence:
     def best_at(self, arm: ArmRuns, unit: Spent, amount: float) -> np.ndarray:
         """Best-context loss after spending ``amount``, interpolated in its logarithm between the measured end points.
 
-        The curve is the parabola through the last three end points: a straight line between points of a convex curve
+        The curve is the parabola through the three end points: a straight line between points of a convex curve
         would speak against the arm that is interpolated.
 
         Raises:
             MissingEvidenceError: the arm was not measured that early or late.
         """
-        first = arm.snapshot(ENDS[0])
         spent = arm.spent(unit)
-        snapshots = np.arange(first, len(spent))[-len(ENDS) :]
+        snapshots = [arm.snapshot(end) for end in ENDS]
         low, high = spent[snapshots[0]], spent[snapshots[-1]]
         if not low * (1 - RANGE_TOLERANCE) <= amount <= high * (1 + RANGE_TOLERANCE):
             raise MissingEvidenceError(

@@ -2,9 +2,7 @@
 
 from typing import NamedTuple
 
-import numpy as np
-
-from icl_eval.evidence import ArmRuns, Evidence
+from icl_eval.evidence import ArmRuns, Evidence, Spent
 from icl_eval.statistics import estimate
 from icl_eval.studies import Study
 
@@ -62,7 +60,7 @@ def long_gain(evidence: Evidence, early: int) -> Gate:
     return Gate("long gain", passed, f"{name} gains {value:.3f} [{low:.3f}, {high:.3f}] past position {early:,}")
 
 
-def equal(evidence: Evidence, what: str, values: dict[str, float], tolerance: float) -> Gate:
+def equal(what: str, values: dict[str, float], tolerance: float) -> Gate:
     """Whether something is equal in all arms, up to a relative tolerance."""
     spread = max(values.values()) / min(values.values()) - 1
     listed = ", ".join(f"{name} {value:,.4g}" for name, value in values.items())
@@ -116,10 +114,6 @@ def _gain(evidence: Evidence) -> Gate:
     return Gate("gain", not shut, "; ".join(shut) if shut else f"at least {least:.3f} {evidence.unit}")
 
 
-def tokens_per_update(evidence: Evidence) -> dict[str, float]:
-    return {arm.name: float(arm.arm.tokens_per_step) for arm in evidence.arms}
-
-
-def flops(evidence: Evidence) -> dict[str, float]:
-    """Training FLOPs of every arm, as executed."""
-    return {arm.name: float(np.asarray(arm.spent("flops"))[-1]) for arm in evidence.arms}
+def spent(evidence: Evidence, unit: Spent) -> dict[str, float]:
+    """What every arm had spent at its end."""
+    return {arm.name: float(arm.spent(unit)[-1]) for arm in evidence.arms}

@@ -111,7 +111,7 @@ def test_intervals_over_nine_documents_cover_the_truth() -> None:
     rng = np.random.default_rng(7)
     covered = 0
     for _ in range(300):
-        value, low, high = overall([positions(rng.normal(2.0, 0.5, (9, 1)))])
+        _, low, high = overall([positions(rng.normal(2.0, 0.5, (9, 1)))])
         covered += low <= 2.0 <= high
     assert 0.915 <= covered / 300 <= 0.985
 
