@@ -47,6 +47,7 @@ def text_arm(
     tokens_per_step: int,
     budget: Budget,
     backbone: Backbone | None = None,
+    branches: tuple[float, ...] = (0.25, 0.5, 1.0),
 ) -> Arm:
     """An arm on source code, which ``--text`` swaps for other documents.
 
@@ -61,6 +62,7 @@ def text_arm(
         tokens_per_step: tokens an update, a multiple of the context.
         budget: of training.
         backbone: RWKV if not given.
+        branches: shares of the budget at which decay branches end.
     """
     mixers = mixer if isinstance(mixer, tuple) else (mixer,)
     task = SourceCode(seq_len=context)
@@ -70,7 +72,7 @@ def text_arm(
         mixers=tuple(_sized(one, size, context) for one in mixers),
         backbone=backbone or RWKV(),
     )
-    training = replace(TRAINING[scale], batch_size=max(tokens_per_step // context, 1))
+    training = replace(TRAINING[scale], batch_size=max(tokens_per_step // context, 1), branches=branches)
     return Arm(name=name, task=task, model=model, training=training, budget=budget)
 
 

@@ -6,7 +6,10 @@ from icl_eval.models import RWKV, Linear, Softmax, Transformer
 
 
 def experiment(scale: str = "smoke") -> Experiment:
-    """Softmax and linear arms see equal tokens; heads of 64 make their states equal at context 32."""
+    """Softmax and linear arms see equal tokens; heads of 64 make their states equal at context 32.
+
+    The first branch ends early enough for ranges of FLOPs to overlap where tokens are equal.
+    """
     size, contexts, tokens_per_step, tokens = {
         "smoke": (TINY, (8, 32, 64), 64, 64 * 8),
         "h200": (NARROW, (32, 1024, 8192), 32_768, 32_768 * 2000),
@@ -25,6 +28,7 @@ def experiment(scale: str = "smoke") -> Experiment:
                 tokens_per_step=tokens_per_step,
                 budget=Budget(tokens=tokens),
                 backbone=backbone(),
+                branches=(0.125, 0.25, 0.5, 1.0),
             )
             for backbone in (RWKV, Transformer)
             for context in contexts

@@ -134,7 +134,8 @@ CLAIMS: tuple[Claim, ...] = (
         statement="The best loss at any FLOP budget is exponential's.",
         arms="as C1",
         quantity="the lowest loss over contexts, linear's less softmax's, at three budgets equally spaced in their "
-        "logarithm over the range both were measured in (parabola through the end points in log FLOPs)",
+        "logarithm over the range that all arms were measured in (parabola through the three nearest end points in log "
+        "FLOPs)",
         test="above 0 at every budget, in each backbone",
         refuted="a budget at which some linear model is best",
         judge=best_at_any_budget,
@@ -273,7 +274,7 @@ CLAIMS: tuple[Claim, ...] = (
         arms="linear, softmax and power (and rwkv7 where it runs) at one context, RWKV backbone, equal FLOPs",
         quantity=f"{_BEST} of each rival less power's, at three budgets equally spaced in log FLOPs from a quarter "
         "to the "
-        "whole (parabola through the end points)",
+        "whole (parabola through the three nearest end points)",
         test="above 0 at every budget, for every rival: that is what 'dominates' means here",
         refuted="a budget at which a rival is better",
         gates=_LONG,

@@ -80,27 +80,12 @@ def best_at_any_budget(evidence: Evidence) -> Tests:
         ]
         if not all(kinds):
             raise MissingEvidenceError(f"needs softmax and linear in the backbone {backbone}")
-        spent = [[arm.spent("flops")[[arm.snapshot(ENDS[0]), -1]] for arm in kind] for kind in kinds]
-        low = max(min(first for first, _ in kind) for kind in spent)
-        high = min(max(last for _, last in kind) for kind in spent)
-        if low >= high:
-            raise MissingEvidenceError(f"{backbone}: softmax and linear share no range of FLOPs")
-        for budget in np.geomspace(low, high, len(ENDS)):
-            linear, softmax = (_envelope(evidence, kind, budget) for kind in kinds)
+        for budget in _common("flops", [arm for kind in kinds for arm in kind]):
+            linear, softmax = (
+                np.min([evidence.best_at(arm, "flops", budget) for arm in kind], axis=0) for kind in kinds
+            )
             tests.append((f"{backbone}, {budget:.2g} FLOPs: linear - softmax", linear - softmax, 0.0))
     return tests
-
-
-def _envelope(evidence: Evidence, arms: Sequence[ArmRuns], budget: float) -> np.ndarray:
-    """The lowest loss of several arms at a number of FLOPs, of those measured there."""
-    losses = []
-    for arm in arms:
-        spent = arm.spent("flops")
-        if spent[arm.snapshot(ENDS[0])] * 0.97 <= budget <= spent[-1] * 1.03:
-            losses.append(evidence.best_at(arm, "flops", budget))
-    if not losses:
-        raise MissingEvidenceError(f"no {arms[0].mixer} arm was measured at {budget:.2g} FLOPs")
-    return np.min(losses, axis=0)
 
 
 def balance(evidence: Evidence) -> Tests:
@@ -181,9 +166,8 @@ def dominates(unit: Spent) -> Callable[[Evidence], Tests]:
 
 
 def _common(unit: Spent, arms: Sequence[ArmRuns]) -> list[float]:
-    """Three budgets, equally spaced in their logarithm, from the latest quarter to the earliest end of the arms."""
-    low = max(arm.spent(unit)[arm.snapshot(ENDS[0])] for arm in arms)
-    high = min(arm.spent(unit)[-1] for arm in arms)
+    """Three budgets, equally spaced in their logarithm, over the range that all arms were measured in."""
+    low, high = max(arm.range(unit)[0] for arm in arms), min(arm.range(unit)[1] for arm in arms)
     if low >= high:
         raise MissingEvidenceError(
             f"the arms share no range of {unit}: one ends at {high:.3g}, one starts at {low:.3g}"

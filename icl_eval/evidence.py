@@ -97,6 +97,17 @@ class ArmRuns:
         paper, executed = counts
         return paper / executed
 
+    @property
+    def ends(self) -> tuple[float, ...]:
+        """Shares of the budget at which finished models were measured."""
+        training = self.arm.training
+        return training.branches if training.schedule == "branched" else ENDS
+
+    def range(self, unit: Spent) -> tuple[float, float]:
+        """What had been spent at the first and at the last end point."""
+        spent = self.spent(unit)
+        return float(spent[self.snapshot(self.ends[0])]), float(spent[-1])
+
     def spent(self, unit: Spent) -> np.ndarray:
         """What training had spent at every measurement, ``[K]``, the mean over seeds."""
         return np.mean([getattr(positions, unit) for positions in self.positions], axis=0)
@@ -177,20 +188,19 @@ class Evidence:
     def best_at(self, arm: ArmRuns, unit: Spent, amount: float) -> np.ndarray:
         """Best-context loss after spending ``amount``, interpolated in its logarithm between the measured end points.
 
-        The curve is the parabola through the three end points: a straight line between points of a convex curve
-        would speak against the arm that is interpolated.
+        The curve is the parabola through the three nearest end points: a straight line between points of a convex
+        curve would speak against the arm that is interpolated.
 
         Raises:
             MissingEvidenceError: the arm was not measured that early or late.
         """
-        spent = arm.spent(unit)
-        snapshots = [arm.snapshot(end) for end in ENDS]
-        low, high = spent[snapshots[0]], spent[snapshots[-1]]
+        low, high = arm.range(unit)
         if not low * (1 - RANGE_TOLERANCE) <= amount <= high * (1 + RANGE_TOLERANCE):
-            raise MissingEvidenceError(
-                f"{arm.name} was measured from {low:.3g} to {high:.3g} {unit}, not at {amount:.3g}"
-            )
-        x = np.log(spent[snapshots])
+            raise MissingEvidenceError(f"{arm.name} spans {low:.3g} to {high:.3g} {unit}: {amount:.3g} is outside")
+        ends = np.array([arm.snapshot(end) for end in arm.ends])
+        x = np.log(arm.spent(unit)[ends])
+        nearest = np.sort(np.abs(x - np.log(amount)).argsort()[:3])
+        snapshots, x = ends[nearest], x[nearest]
         weights = [
             np.prod([(np.log(amount) - x[j]) / (x[i] - x[j]) for j in range(len(x)) if j != i]) for i in range(len(x))
         ]

@@ -53,6 +53,12 @@ class Study:
         return tuple(arm for arm in grouped if arm.runs)
 
     @property
+    def paired(self) -> tuple[ArmRuns, ...]:
+        """The arms with the seeds that all of them have."""
+        common = set.intersection(*(set(arm.seeds) for arm in self.arms))
+        return tuple(ArmRuns(arm.name, tuple(run for run in arm.runs if run.seed in common)) for arm in self.arms)
+
+    @property
     def seeds(self) -> tuple[int, ...]:
         return tuple(sorted({run.seed for run in self.runs}))
 

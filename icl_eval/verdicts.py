@@ -72,7 +72,10 @@ def verdicts(runs: Sequence[Run], kernels: KernelTimes | None = None) -> list[Ve
 
 def judge(claim: Claim, study: Study) -> Verdict:
     """The verdict of one experiment's runs on a claim about trained models."""
-    evidence = Evidence(study.arms)
+    evidence = Evidence(study.paired)
+    if not all(arm.runs for arm in evidence.arms):
+        reason = f"evidence is missing: the arms share no seed; unfinished: {', '.join(study.missing)}"
+        return Verdict(claim=claim, outcome="inconclusive", reason=reason, study=study)
     try:
         contrasts = _contrasts(claim, evidence)
         gates = [*check(study, evidence), *(premise(evidence) for premise in claim.premises)]
