@@ -11,9 +11,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from icl_eval.commands.claims import claims
+from icl_eval.commands.report import report
 from icl_eval.config import lookup
 from icl_eval.experiment import Arm, Untrained
 from icl_eval.kernels.doctor import doctor as check_kernels
+from icl_eval.minutes import ASSUMPTION, total_minutes
 from icl_eval.models import MIXERS
 from icl_eval.plots import plot_all
 from icl_eval.presets import load_preset, preset_files
@@ -61,6 +63,7 @@ def show(preset: PresetArgument, scale: ScaleOption = None) -> None:
     console.print_json(data=experiment.to_dict())
     console.print(f"\n{experiment.question}\n", highlight=False)
     console.print(table)
+    console.print(f"\nabout {total_minutes(experiment):,.1f} GPU minutes a seed ({ASSUMPTION})", highlight=False)
     return None
 
 
@@ -136,6 +139,7 @@ def doctor() -> None:
 
 
 app.command()(claims)
+app.command()(report)
 
 
 def main() -> None:

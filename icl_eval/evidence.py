@@ -15,7 +15,7 @@ from icl_eval.experiment import Arm
 from icl_eval.models import Flops
 from icl_eval.positions import Positions
 from icl_eval.run_folder import Run
-from icl_eval.statistics import CONFIDENCE, draws
+from icl_eval.statistics import CONFIDENCE, Curve, Estimate, draws, estimate
 
 Spent = Literal["flops", "seconds", "tokens"]
 ENDS = (0.25, 0.5, 1.0)
@@ -216,12 +216,22 @@ class Evidence:
 
     def octave(self, arm: ArmRuns, last: int, end: float | None = None) -> np.ndarray:
         """Loss in the octave of positions that ends at ``last``."""
-        sums, counts = self._cells(arm, arm.snapshot(self.end if end is None else end))
+        sums, counts = self.cells(arm, arm.snapshot(self.end if end is None else end))
         edges = arm.positions[0].bin_edges
         chosen = (edges[:-1] > last // 2) & (edges[1:] - 1 <= last)
         if not chosen.any() or not counts[:, chosen].sum() > 0:
             raise MissingEvidenceError(f"{arm.name} has no measurement at positions {last // 2 + 1} to {last}")
         return draws(sums[:, :, chosen].sum(axis=2), counts[:, chosen].sum(axis=1), self.confidence)
+
+    def difference(self, one: ArmRuns, other: ArmRuns) -> Curve:
+        """Loss of one arm less that of another by position, paired, at the end of training."""
+        (sums, counts), (other_sums, other_counts) = (self.cells(arm, arm.snapshot(self.end)) for arm in (one, other))
+        edges = one.positions[0].bin_edges
+        bins = [b for b in range(counts.shape[1]) if counts[:, b].sum() > 0]
+        estimates = [
+            estimate(draws(sums[:, :, b], counts[:, b]) - draws(other_sums[:, :, b], other_counts[:, b])) for b in bins
+        ]
+        return Curve(edges[:-1][bins], edges[1:][bins] - 1, Estimate(*map(np.array, zip(*estimates, strict=True))))
 
     def _best(self, arm: ArmRuns, snapshot: int) -> np.ndarray:
         """Best-context loss, cross-fitted: every half of the documents is judged in the bin that the other chooses.
@@ -229,7 +239,7 @@ class Evidence:
         A minimum over noisy bins would flatter; a bin chosen elsewhere does not. Only bins that at least half as many
         documents reach as the fullest bin can be chosen.
         """
-        sums, counts = self._cells(arm, snapshot)
+        sums, counts = self.cells(arm, snapshot)
         halves = np.arange(len(self.documents)) % 2
         coverage = np.minimum(*((counts[halves == half] > 0).mean(axis=0) for half in (0, 1)))
         eligible = coverage >= max(coverage.max() / 2, 1e-9)
@@ -243,7 +253,7 @@ class Evidence:
             judged_sums[:, judged], judged_counts[judged] = sums[:, judged, best], counts[judged, best]
         return draws(judged_sums, judged_counts, self.confidence)
 
-    def _cells(self, arm: ArmRuns, snapshot: int) -> tuple[np.ndarray, np.ndarray]:
+    def cells(self, arm: ArmRuns, snapshot: int) -> tuple[np.ndarray, np.ndarray]:
         """Sums ``[seeds, N, bins]`` (nats) and what they are divided by ``[N, bins]``, on the common documents."""
         first = arm.positions[0]
         keep = np.isin(first.documents, self.documents)

@@ -90,7 +90,7 @@ def plot_loss_by_position(runs: Sequence[Run]) -> Figure:
     """Held-out loss at the end of training against position, a panel a task, with 95 % bands over documents."""
 
     def draw(ax: Axes, task: Task, groups: list[Group]) -> None:
-        for group, style in zip(groups, _styles(groups), strict=True):
+        for group, style in zip(groups, arm_styles(groups), strict=True):
             if not group.positions:
                 ax.plot([], [], label=group.label, **style)
                 continue
@@ -103,7 +103,7 @@ def plot_loss_by_position(runs: Sequence[Run]) -> Figure:
             ax.plot(positions, optimum, color="0.3", ls="--", lw=1, label="best possible")
             ax.axhline(task.chance(), color="0.3", ls=":", lw=1, label="chance")
         ax.set(xlabel=task.position_label, ylabel="held-out loss (nats per scored token)")
-        _log_axis(ax)
+        log_axis(ax)
 
     return _panels(runs, draw)
 
@@ -112,7 +112,7 @@ def plot_accuracy_by_state(runs: Sequence[Run]) -> Figure:
     """Share of scored tokens predicted right against the state of the whole model at the task's context."""
 
     def draw(ax: Axes, task: Task, groups: list[Group]) -> None:
-        for group, style in zip(groups, _styles(groups), strict=True):
+        for group, style in zip(groups, arm_styles(groups), strict=True):
             if not group.positions:
                 ax.plot([], [], label=group.label, **style)
                 continue
@@ -122,7 +122,7 @@ def plot_accuracy_by_state(runs: Sequence[Run]) -> Figure:
         ax.set(xlabel=f"state at context {task.seq_len:,} (elements a sequence)", ylabel="held-out accuracy")
         ax.set_ylim(bottom=0, top=max(ax.get_ylim()[1], 0.1))
         ax.margins(x=0.2)
-        _log_axis(ax)
+        log_axis(ax)
 
     return _panels(runs, draw)
 
@@ -130,11 +130,11 @@ def plot_accuracy_by_state(runs: Sequence[Run]) -> Figure:
 def plot_training(runs: Sequence[Run]) -> Figure:
     """Best-context loss against training FLOPs and against seconds of training, a column a task."""
     tasks = group_runs(runs)
-    figure, axes = _figure(rows=2, columns=len(tasks))
+    figure, axes = new_figure(rows=2, columns=len(tasks))
     for column, (task, groups) in enumerate(tasks.items()):
         for row, (spent, label) in enumerate((("flops", "training FLOPs"), ("seconds", "training time (s)"))):
             ax = axes[row][column]
-            for group, style in zip(groups, _styles(groups), strict=True):
+            for group, style in zip(groups, arm_styles(groups), strict=True):
                 positions = group.positions
                 points = [
                     best_context_loss(positions, k).estimate for k in range(len(positions[0].step) if positions else 0)
@@ -145,33 +145,35 @@ def plot_training(runs: Sequence[Run]) -> Figure:
                 ax.fill_between(x, low, high, color=style["color"], alpha=0.2, lw=0)
             ax.set(xlabel=label, ylabel="best-context loss (nats per scored token)")
             if row == 0:
-                ax.set_title(_title(task))
-            _log_axis(ax, base=10)
-            _legend(ax)
+                ax.set_title(panel_title(task))
+            log_axis(ax, base=10)
+            legend(ax)
     return figure
 
 
 def _panels(runs: Sequence[Run], draw: Callable[[Axes, Task, list[Group]], None]) -> Figure:
     tasks = group_runs(runs)
-    figure, axes = _figure(rows=1, columns=len(tasks))
+    figure, axes = new_figure(rows=1, columns=len(tasks))
     for ax, (task, groups) in zip(axes[0], tasks.items(), strict=True):
         draw(ax, task, groups)
-        ax.set_title(_title(task))
-        _legend(ax)
+        ax.set_title(panel_title(task))
+        legend(ax)
     return figure
 
 
-def _figure(rows: int, columns: int) -> tuple[Figure, np.ndarray]:
+def new_figure(rows: int, columns: int) -> tuple[Figure, np.ndarray]:
+    """A figure in the house's style, and its axes ``[rows, columns]``."""
     mpl.use("Agg")
     sns.set_theme(style="ticks", context="notebook", rc={"axes.grid": True, "grid.alpha": 0.35, "axes.titlesize": 12})
     return plt.subplots(rows, columns, figsize=(6.4 * columns, 4.6 * rows), squeeze=False, layout="constrained")
 
 
-def _title(task: Task) -> str:
+def panel_title(task: Task) -> str:
+    """The task and its context."""
     return f"{task.name}, context {task.seq_len:,}"
 
 
-def _styles(groups: Sequence[Group]) -> list[dict]:
+def arm_styles(groups: Sequence[Group]) -> list[dict]:
     """Colour and marker of each arm; an arm whose mixer another has taken in this panel keeps the colour, dashed."""
     styles: list[dict] = []
     taken: list[str] = []
@@ -184,7 +186,8 @@ def _styles(groups: Sequence[Group]) -> list[dict]:
     return styles
 
 
-def _log_axis(ax: Axes, base: int = 2) -> None:
+def log_axis(ax: Axes, base: int = 2) -> None:
+    """Make the horizontal axis logarithmic, with plain numbers for base 2."""
     sns.despine(ax=ax)
     if not np.isfinite(ax.dataLim.minposx):
         return
@@ -195,5 +198,6 @@ def _log_axis(ax: Axes, base: int = 2) -> None:
     ax.xaxis.set_minor_formatter(NullFormatter())
 
 
-def _legend(ax: Axes) -> None:
+def legend(ax: Axes) -> None:
+    """The legend, without a frame."""
     ax.legend(frameon=False, fontsize=9)

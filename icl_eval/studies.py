@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from icl_eval.evidence import ArmRuns
@@ -14,10 +15,12 @@ class Study:
     """One experiment's folder: what was to be run, and the runs that have finished.
 
     Attributes:
+        root: its folder.
         described: its ``experiment.json``; empty where there is none.
         runs: finished ones.
     """
 
+    root: Path
     described: dict[str, Any]
     runs: tuple[Run, ...]
 
@@ -33,6 +36,11 @@ class Study:
     @property
     def scale(self) -> str:
         return self.name.rpartition("-")[2] if "-" in self.name else ""
+
+    @property
+    def key(self) -> str:
+        """Tells it from other experiments of the same name: the name of its folder."""
+        return self.root.name
 
     @property
     def domain(self) -> str:
@@ -78,5 +86,5 @@ def studies(runs: Sequence[Run]) -> list[Study]:
     for root in roots:
         file = root / "experiment.json"
         described = json.loads(file.read_text()) if file.is_file() else {}
-        found.append(Study(described, tuple(run for run in runs if run.path.parents[1] == root)))
+        found.append(Study(root, described, tuple(run for run in runs if run.path.parents[1] == root)))
     return found
