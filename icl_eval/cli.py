@@ -12,6 +12,7 @@ from rich.console import Console
 from icl_eval.commands import data
 from icl_eval.commands import mixer as mixer_commands
 from icl_eval.commands import task as task_commands
+from icl_eval.commands.claims import claims
 from icl_eval.commands.launching import (
     DeviceOption,
     GpusOption,
@@ -22,9 +23,12 @@ from icl_eval.commands.launching import (
     TextOption,
     launch,
 )
+from icl_eval.commands.report import report
 from icl_eval.commands.tune import tune_command
 from icl_eval.config import lookup
+from icl_eval.experiment import Untrained
 from icl_eval.kernels.doctor import doctor as check_kernels
+from icl_eval.minutes import ASSUMPTION, total_minutes
 from icl_eval.models import MIXERS
 from icl_eval.plots import plot_all
 from icl_eval.presets import load_preset, on_text, preset_files
@@ -56,6 +60,8 @@ IS_MAIN_PROCESS = os.environ.get("RANK", "0") == "0"
 """Under torchrun one process speaks, draws and reports."""
 console = Console(width=max(Console().width, TABLE_WIDTH), quiet=not IS_MAIN_PROCESS)
 
+ScaleOption = Annotated[str | None, typer.Option(help="smoke, h200 or paper, where the preset has scales.")]
+
 
 @app.command("list")
 def list_names() -> None:
@@ -68,24 +74,29 @@ def list_names() -> None:
     for title, entries in sections.items():
         console.print(f"[bold]{title}[/bold]")
         for name, about in entries.items():
-            console.print(f"  {name:14} {about}", highlight=False)
+            console.print(f"  {name:22} {about}", highlight=False)
 
 
 @app.command()
-def show(preset: PresetArgument) -> None:
+def show(preset: PresetArgument, scale: ScaleOption = None) -> None:
     """Print a preset's resolved configuration and matched budget, without training."""
-    experiment = load_preset(preset)
+    experiment = load_preset(preset, scale)
+    if isinstance(experiment, Untrained):
+        return _nothing_to_train(experiment)
     table = plan_table(experiment)
     console.print_json(data=experiment.to_dict())
     console.print(f"\n{experiment.question}\n", highlight=False)
     console.print(table)
     for sentence in matches(experiment):
         console.print(sentence, highlight=False)
+    console.print(f"\nabout {total_minutes(experiment):,.1f} GPU minutes a seed ({ASSUMPTION})", highlight=False)
+    return None
 
 
 @app.command()
 def run(
     preset: PresetArgument,
+    scale: ScaleOption = None,
     out: OutOption = Path("runs"),
     device: DeviceOption = "auto",
     seeds: Annotated[str | None, typer.Option(help="Seeds, as in 0,1,2, in place of the preset's.")] = None,
@@ -100,7 +111,9 @@ def run(
     tracker: Annotated[str | None, typer.Option(help="Also log to tensorboard or another of accelerate's.")] = None,
 ) -> None:
     """Train and measure all arms of a preset, draw its figures and print its table. Killed, it resumes."""
-    experiment = load_preset(preset)
+    experiment = load_preset(preset, scale)
+    if isinstance(experiment, Untrained):
+        return _nothing_to_train(experiment)
     if seeds is not None:
         experiment = replace(experiment, seeds=_parse_seeds(seeds))
     if text is not None:
@@ -127,6 +140,7 @@ def run(
         _report(finished, folder)
     if failures:
         raise RunFolderError(f"runs failed: {'; '.join(failures.values())}")
+    return None
 
 
 app.command("tune")(tune_command)
@@ -161,6 +175,10 @@ def doctor() -> None:
         raise typer.Exit(1)
 
 
+app.command()(claims)
+app.command()(report)
+
+
 def main() -> None:
     """Run the command line; what the user did wrong is said in a sentence, without a traceback."""
     try:
@@ -184,6 +202,12 @@ def _report(runs: list[Run], out: Path) -> None:
     console.print("\nfigures:")
     for file in plot_all(runs, out):
         console.print(f"  {file}", highlight=False)
+
+
+def _nothing_to_train(preset: Untrained) -> None:
+    console.print(f"\n{preset.question}\n\nNothing to train; its answer comes from", highlight=False)
+    for command in preset.commands:
+        console.print(f"  {command}", highlight=False)
 
 
 def _parse_seeds(text: str) -> tuple[int, ...]:

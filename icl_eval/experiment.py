@@ -209,3 +209,18 @@ class Experiment(Config):
         versions = {arm.name: arm.task.version for arm in self.arms}
         text = json.dumps([identity, versions, self.user_code(), circumstances], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Untrained(Config):
+    """A preset with nothing to train: arithmetic, or a benchmark.
+
+    Attributes:
+        name: of the preset.
+        question: what it is to answer, in a sentence.
+        commands: that give the answer.
+    """
+
+    name: str
+    question: str
+    commands: tuple[str, ...]

@@ -92,7 +92,7 @@ def plot_loss_by_position(runs: Sequence[Run]) -> Figure:
     """Held-out loss at the end of training against position, a panel a task, with 95 % bands over documents."""
 
     def draw(ax: Axes, task: Task, groups: list[Group]) -> None:
-        for group, style in zip(groups, _styles(groups), strict=True):
+        for group, style in zip(groups, arm_styles(groups), strict=True):
             if not group.positions:
                 ax.plot([], [], label=group.label, **style)
                 continue
@@ -107,7 +107,7 @@ def plot_loss_by_position(runs: Sequence[Run]) -> Figure:
         for (name, loss), dashes in zip(task.anchors(positions).items(), ANCHOR_DASHES, strict=False):
             ax.plot(positions, loss, color="0.55", ls=dashes, lw=1, label=name)
         ax.set(xlabel=task.position_label, ylabel=f"held-out loss ({task.loss_unit} per scored token)")
-        _log_axis(ax)
+        log_axis(ax)
 
     return _panels(runs, draw)
 
@@ -123,7 +123,7 @@ def plot_score_by_state(runs: Sequence[Run]) -> Figure:
         families: dict[str, list[Group]] = {}
         for group in groups:
             families.setdefault(re.sub(r"-\d+$", "", group.arm.model.label), []).append(group)
-        for members, style in zip(families.values(), _styles([m[0] for m in families.values()]), strict=True):
+        for members, style in zip(families.values(), arm_styles([m[0] for m in families.values()]), strict=True):
             drawn = sorted((group for group in members if group.positions), key=_state_bytes)
             value, low, high = np.array([_score(group) for group in drawn]).reshape(-1, 3).T
             ends = [group.label for group in members if group.label != group.name]
@@ -142,7 +142,7 @@ def plot_score_by_state(runs: Sequence[Run]) -> Figure:
                 ax.axhline(np.average(optimum, weights=counts[0]), color="0.3", ls="--", lw=1, label="best possible")
         ax.set_xlabel(f"state at context {task.seq_len:,} (bytes a sequence)")
         ax.margins(x=0.15)
-        _log_axis(ax)
+        log_axis(ax)
         ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: _bytes(x)))
 
     return _panels(runs, draw)
@@ -183,12 +183,12 @@ def _bytes(size: float) -> str:
 def plot_training(runs: Sequence[Run]) -> Figure:
     """Best-context loss against training FLOPs and against seconds of training, a column a task."""
     tasks = group_runs(runs)
-    titles = _titles(tasks)
-    figure, axes = _figure(rows=2, columns=len(tasks))
+    titles = panel_titles(tasks)
+    figure, axes = new_figure(rows=2, columns=len(tasks))
     for column, (task, groups) in enumerate(tasks.items()):
         for row, (spent, label) in enumerate((("flops", "training FLOPs"), ("seconds", "training time (s)"))):
             ax = axes[row][column]
-            for group, style in zip(groups, _styles(groups), strict=True):
+            for group, style in zip(groups, arm_styles(groups), strict=True):
                 positions = group.positions
                 points = [
                     best_context_loss(positions, k).estimate for k in range(len(positions[0].step) if positions else 0)
@@ -200,29 +200,30 @@ def plot_training(runs: Sequence[Run]) -> Figure:
             ax.set(xlabel=label, ylabel=f"best-context loss ({task.loss_unit} per scored token)")
             if row == 0:
                 ax.set_title(titles[task])
-            _log_axis(ax, base=10)
-            _legend(ax)
+            log_axis(ax, base=10)
+            legend(ax)
     return figure
 
 
 def _panels(runs: Sequence[Run], draw: Callable[[Axes, Task, list[Group]], None]) -> Figure:
     tasks = group_runs(runs)
-    titles = _titles(tasks)
-    figure, axes = _figure(rows=1, columns=len(tasks))
+    titles = panel_titles(tasks)
+    figure, axes = new_figure(rows=1, columns=len(tasks))
     for ax, (task, groups) in zip(axes[0], tasks.items(), strict=True):
         draw(ax, task, groups)
         ax.set_title(titles[task])
-        _legend(ax)
+        legend(ax)
     return figure
 
 
-def _figure(rows: int, columns: int) -> tuple[Figure, np.ndarray]:
+def new_figure(rows: int, columns: int) -> tuple[Figure, np.ndarray]:
+    """A figure in the house's style, and its axes ``[rows, columns]``."""
     mpl.use("Agg")
     sns.set_theme(style="ticks", context="notebook", rc={"axes.grid": True, "grid.alpha": 0.35, "axes.titlesize": 12})
     return plt.subplots(rows, columns, figsize=(6.4 * columns, 4.6 * rows), squeeze=False, layout="constrained")
 
 
-def _titles(tasks: Iterable[Task]) -> dict[Task, str]:
+def panel_titles(tasks: Iterable[Task]) -> dict[Task, str]:
     """Name and context of each task, and the fields in which it differs from its namesakes."""
     known = list(tasks)
     titles = {}
@@ -234,7 +235,7 @@ def _titles(tasks: Iterable[Task]) -> dict[Task, str]:
     return titles
 
 
-def _styles(groups: Sequence[Group]) -> list[dict]:
+def arm_styles(groups: Sequence[Group]) -> list[dict]:
     """Colour and marker of each arm; an arm whose mixer another has taken in this panel keeps the colour, dashed."""
     styles: list[dict] = []
     taken: list[str] = []
@@ -247,7 +248,8 @@ def _styles(groups: Sequence[Group]) -> list[dict]:
     return styles
 
 
-def _log_axis(ax: Axes, base: int = 2) -> None:
+def log_axis(ax: Axes, base: int = 2) -> None:
+    """Make the horizontal axis logarithmic, with plain numbers for base 2."""
     sns.despine(ax=ax)
     if not np.isfinite(ax.dataLim.minposx):
         return
@@ -258,5 +260,6 @@ def _log_axis(ax: Axes, base: int = 2) -> None:
     ax.xaxis.set_minor_formatter(NullFormatter())
 
 
-def _legend(ax: Axes) -> None:
+def legend(ax: Axes) -> None:
+    """The legend, without a frame."""
     ax.legend(frameon=False, fontsize=9)

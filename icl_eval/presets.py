@@ -1,29 +1,31 @@
 """Presets: a name of ours or a file of the user's, loaded in one and the same way."""
 
 import importlib.util
+import inspect
 import sys
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 
 from icl_eval.config import did_you_mean
-from icl_eval.experiment import Experiment
+from icl_eval.experiment import Experiment, Untrained
 from icl_eval.tasks import Files, LongCrawl64, TextTask
 
 
 def preset_files() -> dict[str, Path]:
     """The built-in presets: name and file."""
     folder = Path(str(files("icl_eval.experiments")))
-    return {file.stem: file for file in sorted(folder.glob("*.py")) if file.stem != "__init__"}
+    return {file.stem: file for file in sorted(folder.glob("*.py")) if "\ndef experiment(" in file.read_text()}
 
 
-def load_preset(name_or_file: str) -> Experiment:
+def load_preset(name_or_file: str, scale: str | None = None) -> Experiment | Untrained:
     """The experiment that a built-in preset or a Python file defines, by its function ``experiment()``.
 
-    The file may define its own tasks, mixers and models; nothing needs registering.
+    The file may define its own tasks, mixers and models; nothing needs registering. Where the function takes a
+    ``scale``, it is called with the one given, or without for its default.
 
     Raises:
-        ValueError: no such preset or file, or the file does not define an experiment.
+        ValueError: no such preset or file, the file does not define an experiment, or has no such scale.
     """
     builtin = preset_files()
     if name_or_file in builtin:
@@ -46,8 +48,10 @@ def load_preset(name_or_file: str) -> Experiment:
     define = getattr(module, "experiment", None)
     if not callable(define):
         raise ValueError(f"{path} must define a function experiment() that returns an icl_eval.Experiment")
-    experiment = define()
-    if not isinstance(experiment, Experiment):
+    if scale is not None and "scale" not in inspect.signature(define).parameters:
+        raise ValueError(f"--scale {scale}: the preset {name_or_file} has no scales")
+    experiment = define() if scale is None else define(scale=scale)
+    if not isinstance(experiment, Experiment | Untrained):
         raise ValueError(f"{path}: experiment() must return an icl_eval.Experiment, not {type(experiment).__name__}")
     return experiment
 

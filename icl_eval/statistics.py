@@ -131,31 +131,64 @@ def _bootstrap(sums: np.ndarray, counts: np.ndarray) -> Estimate:
     return _interval(*_resampled(sums, counts))
 
 
-def _resampled(sums: np.ndarray, counts: np.ndarray) -> _Ratio:
+def _resampled(sums: np.ndarray, counts: np.ndarray, confidence: float = CONFIDENCE) -> _Ratio:
     """Ratio of sums ``[seeds, N, bins]`` to counts ``[N, bins]``, resampling documents and, if several, seeds.
 
-    Gives the ratios ``[bins]`` and their resamples ``[RESAMPLES, bins]``.
+    Gives the ratios ``[bins]`` and their resamples ``[RESAMPLES, bins]``, widened so that their percentiles at
+    ``confidence`` hold for few documents and seeds too.
     """
     num_seeds, num_documents, _ = sums.shape
     rng = np.random.default_rng(0)
     weights = rng.multinomial(num_documents, np.full(num_documents, 1 / num_documents), RESAMPLES)
     seeds = rng.multinomial(num_seeds, np.full(num_seeds, 1 / num_seeds), RESAMPLES) / num_seeds
-    by_seed = weights @ sums
-    resampled = by_seed.mean(axis=0)
+    totals = weights @ sums
+    resampled = totals.mean(axis=0)
     if num_seeds > 1:
-        resampled = resampled + _seed_factor(num_seeds) * (np.einsum("rs,srb->rb", seeds, by_seed) - resampled)
+        factor = _small_sample_factor(num_seeds, confidence)
+        resampled = resampled + factor * (np.einsum("rs,srb->rb", seeds, totals) - resampled)
     with np.errstate(invalid="ignore", divide="ignore"):
-        return _Ratio(sums.mean(axis=0).sum(axis=0) / counts.sum(axis=0), resampled / (weights @ counts))
+        value, ratios = sums.mean(axis=0).sum(axis=0) / counts.sum(axis=0), resampled / (weights @ counts)
+    if num_documents > 1:
+        by_document = totals.mean(axis=0) / (weights @ counts)
+        ratios = ratios + (_small_sample_factor(num_documents, confidence) - 1) * (by_document - value)
+    return _Ratio(value, ratios)
 
 
-def _seed_factor(num_seeds: int) -> float:
-    """Widening of resampled seed means, which vary too little for few seeds: n / (n - 1) and Student's quantile."""
-    tail = (1 + CONFIDENCE) / 2
-    small_sample = stats.t.ppf(tail, num_seeds - 1) / stats.norm.ppf(tail)
-    return float(small_sample * np.sqrt(num_seeds / (num_seeds - 1)))
+def _small_sample_factor(n: int, confidence: float) -> float:
+    """Widening of resampled means, which vary too little for few units: n / (n - 1) and Student's quantile."""
+    tail = (1 + confidence) / 2
+    small_sample = stats.t.ppf(tail, n - 1) / stats.norm.ppf(tail)
+    return float(small_sample * np.sqrt(n / (n - 1)))
 
 
 def _interval(value: np.ndarray, resamples: np.ndarray) -> Estimate:
     tail = 100 * (1 - CONFIDENCE) / 2
     low, high = np.nanpercentile(resamples, [tail, 100 - tail], axis=0)
     return Estimate(value, low, high)
+
+
+def draws(sums: np.ndarray, counts: np.ndarray, confidence: float = CONFIDENCE) -> np.ndarray:
+    """A ratio as ``[1 + seeds + RESAMPLES]``: its value, its value for every seed, and its resamples.
+
+    Arithmetic on such arrays keeps the three in step, so that any function of several ratios (a difference of arms, a
+    gain, a minimum, an interpolation) is paired and has its interval from :func:`estimate`.
+
+    Args:
+        sums: ``[seeds, N]``, by document.
+        counts: ``[N]``.
+        confidence: of the intervals that will be read from the resamples.
+    """
+    ratio = _resampled(sums[:, :, None], counts[:, None], confidence)
+    return np.concatenate([ratio.value, sums.sum(axis=1) / counts.sum(), ratio.resamples[:, 0]])
+
+
+def estimate(drawn: np.ndarray, confidence: float = CONFIDENCE) -> Estimate:
+    """Value and interval of an array made of :func:`draws`."""
+    tail = 100 * (1 - confidence) / 2
+    low, high = np.nanpercentile(drawn[-RESAMPLES:], [tail, 100 - tail])
+    return Estimate(drawn[0], low, high)
+
+
+def by_seed(drawn: np.ndarray) -> np.ndarray:
+    """Values for every seed ``[seeds]`` of an array made of :func:`draws`."""
+    return drawn[1:-RESAMPLES]

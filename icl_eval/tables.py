@@ -5,9 +5,17 @@ from collections.abc import Sequence
 import numpy as np
 from rich.table import Table
 
+from icl_eval.arithmetic import (
+    PAPER_STATE,
+    PAPER_WSFR,
+    WSFR_CONTEXTS,
+    WSFR_MIXERS,
+    recurrent_linear_flops,
+    state_rows,
+    wsfr,
+)
 from icl_eval.experiment import Arm, Experiment
-from icl_eval.kernels import expanded_dim
-from icl_eval.models import Flops, Linear, MixerConfig, ModelConfig, Softmax, Window
+from icl_eval.models import Flops, ModelConfig
 from icl_eval.plots import Group, group_runs
 from icl_eval.run_folder import Run
 from icl_eval.schedule import make_plan
@@ -121,29 +129,17 @@ def bits_per_byte(runs: Sequence[Run]) -> list[str]:
 
 def wsfr_table() -> Table:
     """Weight:state FLOP ratios of a 124 M GPT-2 (paper section 3, Table 2), in two counts, beside the paper's."""
-    paper = {
-        "exponential": ("8:1", "1:1", "1:8", "1:125"),
-        "linear": ("30:1", "30:1", "30:1", "30:1"),
-        "window-8192": ("8:1", "1:1", "1:1", "1:1"),
-    }
-    mixers: dict[str, MixerConfig] = {
-        "exponential": Softmax(width=768, num_heads=12),
-        "linear": Linear(width=768, num_heads=12, gated=False, chunk_size=128),
-        "window-8192": Window(width=768, num_heads=12, window=8192),
-    }
-    contexts = (1024, 8192, 65_536, 1_000_000)
-    table = _table("attention", "count", *(f"{context:,}" for context in contexts))
-    for name, mixer in mixers.items():
-        model = ModelConfig(vocab_size=50_257, num_layers=12, mixers=(mixer,), tied_embeddings=True)
+    table = _table("attention", "count", *(f"{context:,}" for context in WSFR_CONTEXTS))
+    for name, mixer in WSFR_MIXERS.items():
         for count, causal in (("full squares", False), ("executed (causal)", True)):
-            table.add_row(name, count, *(_ratio(model.flops_per_token(c, causal=causal)) for c in contexts))
-        table.add_row(name, "paper, rounded", *paper[name])
+            table.add_row(name, count, *(_ratio(wsfr(mixer, c, causal=causal)) for c in WSFR_CONTEXTS))
+        table.add_row(name, "paper, rounded", *(_ratio(Flops(ratio, 1.0), digits=0) for ratio in PAPER_WSFR[name]))
         table.add_section()
     table.caption = (
         "Forward FLOPs, 2 per multiply-add, 124 M weights with the head. Full squares is the paper's count: no causal "
         "halving. The paper calls 0.8:1 at context 8,192 'about 1:1' and counts on from there in powers of two. Linear "
         "attention is counted in its chunked form, chunks of 128 tokens; in its recurrent form it comes to "
-        + _ratio(_recurrent_linear_flops())
+        + _ratio(recurrent_linear_flops())
         + "."
     )
     return table
@@ -151,28 +147,15 @@ def wsfr_table() -> Table:
 
 def state_table(head_dim: int = 64) -> Table:
     """Rows D of a power-attention state by degree (paper section 2, Table 3): all monomials, and the distinct ones."""
-    paper = {
-        2: (4096, 2080),
-        3: (262_144, 45_760),
-        4: (16_777_216, 766_480),
-        5: (1_073_741_824, 10_424_128),
-        6: (68_719_476_736, 119_877_472),
-    }
     table = _table("degree", "tpow D", "spow D", "saving", "paper: tpow D", "paper: spow D")
-    for degree, published in paper.items():
-        full, distinct = expanded_dim(head_dim, degree, "tpow"), expanded_dim(head_dim, degree, "spow")
+    for degree, published in PAPER_STATE.items():
+        full, distinct = state_rows(degree, head_dim)
         in_paper = (f"{d:,}" for d in published) if head_dim == 64 else ("", "")
         table.add_row(str(degree), f"{full:,}", f"{distinct:,}", f"{1 - distinct / full:.1%}", *in_paper)
     table.caption = (
         f"Head size {head_dim}. A layer's state is heads * D * value size, and heads * D more for the normaliser."
     )
     return table
-
-
-def _recurrent_linear_flops() -> Flops:
-    """The 124 M model with linear attention, one token at a time: a state of 64 × 64 a head, updated and queried."""
-    model = ModelConfig(vocab_size=50_257, num_layers=12, mixers=(Linear(width=768, num_heads=12, gated=False),))
-    return Flops(model.flops_per_token(1).weight, 12 * 12 * 4.0 * 64 * 64)
 
 
 def _table(*columns: str) -> Table:
@@ -189,9 +172,9 @@ def _layer_states(model: ModelConfig, context: int) -> str:
     return "+".join(f"{size.mathematical:,}" for size in dict.fromkeys(model.layer_states(context)))
 
 
-def _ratio(flops: Flops) -> str:
+def _ratio(flops: Flops, digits: int = 1) -> str:
     ratio = flops.weight_state_ratio
-    return f"{ratio:.1f}:1" if ratio >= 1 else f"1:{1 / ratio:.1f}"
+    return f"{ratio:.{digits}f}:1" if ratio >= 1 else f"1:{1 / ratio:.{digits}f}"
 
 
 def _planned(arm: Arm, snapshots: int) -> list[str]:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from icl_eval.positions import Positions, log_bin_edges
-from icl_eval.statistics import best_context_loss, context_gain, curve, overall
+from icl_eval.statistics import best_context_loss, by_seed, context_gain, curve, draws, estimate, overall
 
 
 def positions(document_means: np.ndarray, tokens_a_cell: float = 10.0) -> Positions:
@@ -139,3 +139,29 @@ def test_documents_of_one_source_are_read_apart() -> None:
     assert part.documents.tolist() == [3, 9]
     assert overall([part]).value == pytest.approx(2.5)
     assert overall([part], "bits_per_byte").value == pytest.approx(1.25 / np.log(2))
+
+
+def test_intervals_over_nine_documents_cover_the_truth() -> None:
+    rng = np.random.default_rng(7)
+    covered = 0
+    for _ in range(300):
+        _, low, high = overall([positions(rng.normal(2.0, 0.5, (9, 1)))])
+        covered += low <= 2.0 <= high
+    assert 0.915 <= covered / 300 <= 0.985
+
+
+def test_functions_of_draws_are_paired() -> None:
+    rng = np.random.default_rng(8)
+    counts = np.full(30, 10.0)
+    first = rng.normal(20.0, 5.0, (3, 30))
+    second = first - 2.0
+    gain = draws(first, counts) - draws(second, counts)
+    value, low, high = estimate(gain)
+    assert low == pytest.approx(0.2)
+    assert value == pytest.approx(0.2)
+    assert high == pytest.approx(0.2)
+    np.testing.assert_allclose(by_seed(gain), 0.2)
+    value, low, high = estimate(draws(first, counts))
+    assert by_seed(draws(first, counts)).mean() == pytest.approx(value)
+    wider = estimate(draws(first, counts, 0.99), 0.99)
+    assert wider.low < low < value < high < wider.high

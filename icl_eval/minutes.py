@@ -1,0 +1,34 @@
+"""How long an experiment will take on one H200, from the training throughput measured there."""
+
+from icl_eval.budget import BACKWARD_FACTOR
+from icl_eval.experiment import Arm, Experiment
+from icl_eval.schedule import make_plan
+
+WEIGHT_RATE, FULL_WIDTH = 1.7e14, 768
+STATE_RATES = {"softmax": 4.3e14, "power": 1.9e14, "linear": 1.5e14, "window": 2.0e14}
+ASSUMPTION = (
+    f"one H200 to itself; {WEIGHT_RATE / 1e12:.0f} TFLOP/s on weights at width {FULL_WIDTH}, in proportion less below; "
+    "on states " + ", ".join(f"{name} {rate / 1e12:.0f}" for name, rate in STATE_RATES.items()) + " (results/training, "
+    "results/kernels); measuring not counted"
+)
+"""Rates are those of the 124 M model in training; narrow models are bound by memory, so theirs falls with the width."""
+
+
+def minutes(arm: Arm, snapshots: int = 1) -> float:
+    """Minutes of training of one seed, decay branches included; a budget in seconds is taken as it is."""
+    if arm.budget.seconds is not None:
+        return arm.budget.seconds / 60
+    steps = make_plan(arm, arm.schedule().steps, snapshots).steps_spent
+    flops = arm.model.flops_per_token(arm.task.seq_len)
+    by_layer = [arm.model.backbone.flops_per_token(mixer, arm.task.seq_len) for mixer in arm.model.layers]
+    state = sum(
+        layer.state / STATE_RATES.get(mixer.name, STATE_RATES["linear"])
+        for mixer, layer in zip(arm.model.layers, by_layer, strict=True)
+    )
+    weight = flops.weight / (WEIGHT_RATE * min(1.0, arm.model.width / FULL_WIDTH))
+    return BACKWARD_FACTOR * (weight + state) * steps * arm.tokens_per_step / 60
+
+
+def total_minutes(experiment: Experiment) -> float:
+    """Minutes of all arms, one seed."""
+    return sum(minutes(arm, experiment.snapshots) for arm in experiment.arms)

@@ -1,0 +1,151 @@
+"""Figures of the paper's comparisons: losses at the ends of branches, curves through training, paired differences."""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from icl_eval.evidence import ArmRuns, Evidence, MissingEvidenceError, Spent
+from icl_eval.gates import DECIDING_SCALES
+from icl_eval.plots import arm_styles, group_runs, legend, log_axis, new_figure, panel_titles
+from icl_eval.run_folder import write_atomically
+from icl_eval.statistics import curve, estimate
+from icl_eval.studies import Study
+
+CAPTIONS = {
+    "end_points": "Best-context loss of finished models (ends of decay branches) against training FLOPs as executed "
+    "and against seconds of training, and the in-context learning curve at the end. Bands: 95 %, documents and seeds.",
+    "through_training": "In-context learning curves of each arm at its branch ends: the later, the darker.",
+    "differences": "Loss of each arm less the reference's by position, at the end, paired over documents and seeds: "
+    "above zero the reference is better. Bands: 95 %.",
+}
+"""Figures, by the stem of their file."""
+
+
+def plot_study(study: Study, folder: Path) -> dict[str, Path]:
+    """Draw the figures of an experiment's runs into a folder; returns their files by name.
+
+    A figure that lacks evidence (every run of an arm diverged, say) is left out.
+    """
+    files = {}
+    for name, draw in (
+        ("end_points", plot_end_points),
+        ("through_training", plot_through_training),
+        ("differences", plot_differences),
+    ):
+        try:
+            figure = draw(study)
+        except MissingEvidenceError:
+            continue
+        if study.scale not in DECIDING_SCALES:
+            figure.suptitle(f"{study.scale or 'no'} scale: shows that it runs, decides nothing", color="#B00000")
+        files[name] = folder / f"{study.key}-{name}.png"
+        image = io.BytesIO()
+        figure.savefig(image, dpi=150, format="png")
+        plt.close(figure)
+        write_atomically(files[name], image.getvalue())
+    return files
+
+
+def plot_end_points(study: Study) -> Figure:
+    """Best-context loss at branch ends against FLOPs and seconds, and the curves at the end; a row a task."""
+    rows = _rows(study)
+    figure, axes = new_figure(rows=len(rows), columns=3)
+    for row, arms in zip(axes, rows, strict=True):
+        evidence = Evidence(arms)
+        spends: tuple[tuple[Spent, str], ...] = (("flops", "training FLOPs (executed)"), ("seconds", "training (s)"))
+        for ax, (unit, label) in zip(row, spends, strict=False):
+            for arm, style in zip(arms, _styles(arms), strict=True):
+                points = [estimate(evidence.best(arm, end)) for end in arm.ends]
+                x = arm.spent(unit)[[arm.snapshot(end) for end in arm.ends]]
+                _band(ax, x, *map(np.array, zip(*points, strict=True)), style)
+            ax.set(xlabel=label, ylabel=f"best-context loss ({evidence.unit})")
+            log_axis(ax, base=10)
+        for arm, style in zip(arms, _styles(arms), strict=True):
+            line = curve(arm.positions)
+            _band(row[2], line.center, *line.estimate, style)
+        row[2].set(xlabel="position (tokens)", ylabel="held-out loss (nats/token)")
+        log_axis(row[2])
+        row[0].set_title(panel_titles([arms[0].arm.task])[arms[0].arm.task])
+        legend(row[0])
+    return figure
+
+
+def plot_through_training(study: Study) -> Figure:
+    """In-context learning curves at the ends of branches, a panel an arm, arms of a task on one scale."""
+    rows = _rows(study)
+    figure, axes = new_figure(rows=len(rows), columns=max(map(len, rows)))
+    for row, arms in zip(axes, rows, strict=True):
+        limits = []
+        for ax, arm, style in zip(row, arms, _styles(arms), strict=False):
+            shades = np.linspace(0.35, 1.0, len(arm.ends))
+            for end, shade in zip(arm.ends, shades, strict=True):
+                line = curve(arm.positions, snapshot=arm.snapshot(end))
+                shaded = {
+                    **style,
+                    "alpha": shade,
+                    "label": f"{end:g} of {arm.spent('flops')[-1]:.2g} FLOPs",
+                    "marker": "",
+                }
+                ax.plot(line.center, line.estimate.value, **shaded)
+                limits.append(line.estimate.value[line.end >= 4])
+            ax.set(
+                xlabel="position (tokens)", ylabel="held-out loss (nats/token)", title=f"{arm.name}, {arm.context:,}"
+            )
+            log_axis(ax)
+            legend(ax)
+        low, high = (f(np.concatenate(limits)) for f in (np.min, np.max))
+        for ax in row[: len(arms)]:
+            ax.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
+        for ax in row[len(arms) :]:
+            ax.set_axis_off()
+    return figure
+
+
+def plot_differences(study: Study) -> Figure:
+    """Paired differences by position from a reference arm, which is power, or softmax, or the last; a panel a task."""
+    rows = [arms for arms in _rows(study) if len(arms) > 1]
+    if not rows:
+        raise MissingEvidenceError("no task has two arms")
+    figure, axes = new_figure(rows=1, columns=len(rows))
+    for ax, arms in zip(axes[0], rows, strict=True):
+        evidence = Evidence(arms)
+        reference = _reference(arms)
+        for arm, style in zip(arms, _styles(arms), strict=True):
+            if arm is not reference:
+                line = evidence.difference(arm, reference)
+                _band(ax, line.center, *line.estimate, {**style, "label": f"{arm.name} - {reference.name}"})
+        ax.axhline(0, color="black", lw=0.8)
+        ax.set(xlabel="position (tokens)", ylabel="difference of loss (nats/token)")
+        ax.set_title(panel_titles([arms[0].arm.task])[arms[0].arm.task])
+        log_axis(ax)
+        legend(ax)
+    return figure
+
+
+def _rows(study: Study) -> list[tuple[ArmRuns, ...]]:
+    """The arms by task and backbone, those that diverged left out."""
+    arms = [arm for arm in study.paired if arm.runs and not any(run.diverged for run in arm.runs)]
+    keys = dict.fromkeys((arm.arm.task, arm.backbone) for arm in arms)
+    if not keys:
+        raise MissingEvidenceError("every arm diverged")
+    return [tuple(arm for arm in arms if (arm.arm.task, arm.backbone) == key) for key in keys]
+
+
+def _reference(arms: Sequence[ArmRuns]) -> ArmRuns:
+    by_mixer = {arm.mixer: arm for arm in reversed(arms)}
+    return by_mixer.get("power") or by_mixer.get("softmax") or arms[-1]
+
+
+def _styles(arms: Sequence[ArmRuns]) -> list[dict]:
+    groups = [group for found in group_runs([run for arm in arms for run in arm.runs]).values() for group in found]
+    return [{**style, "label": arm.name} for arm, style in zip(arms, arm_styles(groups), strict=True)]
+
+
+def _band(ax: Axes, x: np.ndarray, value: np.ndarray, low: np.ndarray, high: np.ndarray, style: dict) -> None:
+    ax.plot(x, value, **style)
+    ax.fill_between(x, low, high, color=style["color"], alpha=0.2, lw=0)

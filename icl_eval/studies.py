@@ -1,0 +1,90 @@
+"""Experiments as their folders tell of them: what was to be run, and the runs that have finished."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from icl_eval.evidence import ArmRuns
+from icl_eval.run_folder import Run
+
+
+@dataclass(frozen=True)
+class Study:
+    """One experiment's folder: what was to be run, and the runs that have finished.
+
+    Attributes:
+        root: its folder.
+        described: its ``experiment.json``; empty where there is none.
+        runs: finished ones.
+    """
+
+    root: Path
+    described: dict[str, Any]
+    runs: tuple[Run, ...]
+
+    @property
+    def name(self) -> str:
+        return self.described.get("name", "")
+
+    @property
+    def preset(self) -> str:
+        """Name of the preset, without the scale."""
+        return self.name.rpartition("-")[0] or self.name
+
+    @property
+    def scale(self) -> str:
+        return self.name.rpartition("-")[2] if "-" in self.name else ""
+
+    @property
+    def key(self) -> str:
+        """Tells it from other experiments of the same name: the name of its folder."""
+        return self.root.name
+
+    @property
+    def domain(self) -> str:
+        """What the arms were trained on, for a table: the corpus' name and the first digits of its hash."""
+        data = self.runs[0].data
+        name = self.runs[0].config["arm"]["task"]
+        source = name.get("path") or name["class"]
+        return f"{source} {data['sha256'][:8]}" if data.get("sha256") else str(source)
+
+    @property
+    def arms(self) -> tuple[ArmRuns, ...]:
+        listed = [arm["name"] for arm in self.described.get("arms", [])]
+        names = listed or list(dict.fromkeys(run.name for run in self.runs))
+        grouped = (
+            ArmRuns(name, tuple(sorted((r for r in self.runs if r.name == name), key=lambda r: r.seed)))
+            for name in names
+        )
+        return tuple(arm for arm in grouped if arm.runs)
+
+    @property
+    def paired(self) -> tuple[ArmRuns, ...]:
+        """The arms with the seeds that all of them have."""
+        common = set.intersection(*(set(arm.seeds) for arm in self.arms))
+        return tuple(ArmRuns(arm.name, tuple(run for run in arm.runs if run.seed in common)) for arm in self.arms)
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        return tuple(sorted({run.seed for run in self.runs}))
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """Arms and seeds that the experiment lists, or that other arms have, and that have not finished."""
+        done = {(run.name, run.seed) for run in self.runs}
+        seeds = sorted({*self.described.get("seeds", ()), *self.seeds})
+        names = [arm["name"] for arm in self.described.get("arms", [])] or [arm.name for arm in self.arms]
+        return tuple(f"{name} seed {seed}" for name in names for seed in seeds if (name, seed) not in done)
+
+
+def studies(runs: Sequence[Run]) -> list[Study]:
+    """The experiments that the runs belong to, in order."""
+    roots = dict.fromkeys(run.path.parents[1] for run in runs)
+    found = []
+    for root in roots:
+        file = root / "experiment.json"
+        described = json.loads(file.read_text()) if file.is_file() else {}
+        found.append(Study(root, described, tuple(run for run in runs if run.path.parents[1] == root)))
+    return found

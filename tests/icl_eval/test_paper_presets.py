@@ -1,0 +1,84 @@
+"""Every preset of the paper runs at smoke scale, and is what its claims need at every scale."""
+
+from pathlib import Path
+
+import pytest
+
+from icl_eval import Experiment, load_runs
+from icl_eval.claims import CLAIMS
+from icl_eval.experiment import Untrained
+from icl_eval.presets import load_preset, preset_files
+from icl_eval.run import run_experiment
+from icl_eval.verdicts import verdicts
+
+UNTRAINED = ("tables", "fig6_kernels")
+TRAINED = sorted(preset_files().keys() - {"quickstart", *UNTRAINED})
+
+
+@pytest.fixture(autouse=True)
+def one_corpus_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small corpus of the standard library's modules, in place of every installed package."""
+    from icl_eval.tasks.text import source_code
+
+    few = [(name, files[:1]) for name, files in source_code._packages() if name.startswith("stdlib/")][:80]
+    monkeypatch.setattr(source_code, "_packages", lambda: iter(few))
+
+
+def test_every_claim_has_a_preset() -> None:
+    assert {claim.preset for claim in CLAIMS} <= {*TRAINED, *UNTRAINED}
+    assert [f"C{n}" for n in range(1, 15)] == [claim.name for claim in CLAIMS if claim.name[1:].isdigit()]
+
+
+@pytest.mark.filterwarnings("ignore:eval_sequences")
+@pytest.mark.parametrize("name", TRAINED)
+def test_smoke_runs_and_decides_nothing(name: str, tmp_path: Path) -> None:
+    experiment = load_preset(name)
+    assert isinstance(experiment, Experiment)
+    assert experiment.name == f"{name}-smoke"
+    folder = run_experiment(experiment, tmp_path, device="cpu")
+    runs = load_runs(folder)
+    assert [run.name for run in runs] == [arm.name for arm in experiment.arms]
+    assert all(run.status["status"] == "complete" for run in runs)
+    for verdict in verdicts(runs):
+        if verdict.claim.preset == name:
+            assert verdict.outcome == "inconclusive"
+            assert "scale: smoke scale" in verdict.reason, verdict.reason
+
+
+@pytest.mark.parametrize("scale", ["h200", "paper"])
+@pytest.mark.parametrize("name", TRAINED)
+def test_budgets_match_at_scale(name: str, scale: str) -> None:
+    experiment = load_preset(name, scale)
+    assert isinstance(experiment, Experiment)
+    for arm in experiment.arms:
+        assert abs(arm.schedule().mismatch) < 0.02, arm.name
+    assert len({(arm.training.learning_rate, arm.training.betas) for arm in experiment.arms}) == 1
+
+
+def test_the_central_preset_mirrors_the_papers_weight_state_ratios() -> None:
+    ratios = {
+        arm.name: arm.model.flops_per_token(arm.task.seq_len).weight_state_ratio
+        for arm in load_preset("fig9_long_context", "h200").arms  # type: ignore[union-attr]
+    }
+    assert ratios["softmax"] < 1 / 8
+    assert 0.5 < ratios["power"] < 2
+    assert ratios["linear"] > 16
+
+
+@pytest.mark.parametrize("name", UNTRAINED)
+def test_presets_without_training_say_where_the_answer_comes_from(name: str) -> None:
+    preset = load_preset(name)
+    assert isinstance(preset, Untrained)
+    assert preset.commands
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("fig9_long_context", "h20"), "unknown scale 'h20'; did you mean 'h200'"),
+        (("quickstart", "h200"), "has no scales"),
+    ],
+)
+def test_unknown_scales_are_named(arguments: tuple[str, str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_preset(*arguments)
