@@ -61,9 +61,8 @@ def save_checkpoint(
     Args:
         fork: N of the checkpoint of the trunk, to which the run returns when the branch that this one is on has ended.
     """
-    weights: dict[str, Any]
-    optimizer_state: dict[str, Any]
-    weights, optimizer_state = get_state_dict(model, optimizer, options=_WHOLE)  # type: ignore[assignment]
+    gathered: Any = get_state_dict(model, optimizer, options=_WHOLE)
+    weights, optimizer_state = gathered
     rng = _rng_states(accelerator)
     if not accelerator.is_main_process:
         return

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from icl_eval.models import LanguageModel
 from icl_eval.positions import Measurement, log_bin_edges
-from icl_eval.tasks import Source
+from icl_eval.tasks import Source, TextSource
 
 
 class ScoredLoss(nn.Module):
@@ -44,6 +44,8 @@ def measure(
     edges = log_bin_edges(num_positions)
     num_bins = len(edges) - 1
     by_position = np.zeros((4, num_positions))
+    by_document = np.zeros((4, len(documents) * num_bins))
+    token_bytes = source.token_bytes() if isinstance(source, TextSource) else None
     for first in range(0, len(batches), accelerator.num_processes):
         mine = first + accelerator.process_index
         batch = batches[min(mine, len(batches) - 1)]

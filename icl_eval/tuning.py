@@ -155,7 +155,7 @@ def apply_ledger(experiment: Experiment, path: str | Path) -> tuple[Experiment, 
 
 
 def identity(experiment: Experiment, arm: Arm) -> str:
-    """Hash of all that a best learning rate depends on but the budget: task, data, model, training, user code."""
+    """Hash of what a best learning rate depends on, but for the budget: task, data, model, training, user's code."""
     training = {key: value for key, value in arm.training.to_dict().items() if key not in _NOT_LEARNED_FROM}
     code = replace(experiment, arms=(arm,)).user_code()
     task = [arm.task.identity(), arm.task.version, _data_hash(arm.task)]
