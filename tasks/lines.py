@@ -47,7 +47,7 @@ class Vocabulary:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextTask(GeneratedTask):
+class LineTask(GeneratedTask):
     """A task whose tokens are pieces of text, and which asks questions at the end of its sequences."""
 
     @property

@@ -10,7 +10,7 @@ from icl_eval.tasks.lines import (
     HAYSTACK,
     NO_TOKEN,
     SENTENCE,
-    TextTask,
+    LineTask,
     Vocabulary,
     digits,
     line_starts,
@@ -28,7 +28,7 @@ NEEDLE = 5 + NUM_DIGITS
 
 
 @dataclass(frozen=True, kw_only=True)
-class Needle(TextTask):
+class Needle(LineTask):
     """Needles in a haystack (multi-key retrieval, after Hsieh et al., "RULER", 2024).
 
     Needles with distinct keys and distinct numbers of 7 digits stand between sentences that are all different; the

@@ -6,7 +6,7 @@ from typing import ClassVar
 import numpy as np
 
 from icl_eval.tasks.draws import distinct
-from icl_eval.tasks.lines import TextTask, Vocabulary, digits, sequences
+from icl_eval.tasks.lines import LineTask, Vocabulary, digits, sequences
 from icl_eval.tasks.words import FIRST_NAMES, LAST_NAMES
 
 VOCABULARY = Vocabulary(
@@ -22,7 +22,7 @@ ENTRY = 4 + NUM_DIGITS
 
 
 @dataclass(frozen=True, kw_only=True)
-class Phonebook(TextTask):
+class Phonebook(LineTask):
     """Phone-book look-up (Jelassi et al., "Repeat after me", 2024), names without repetition.
 
     A book of distinct names and distinct numbers of 10 digits, the first of them 6 to 9; then some entries stand once

@@ -10,7 +10,7 @@ import numpy as np
 from icl_eval.config import lookup
 from icl_eval.tasks.base import SPLITS
 from icl_eval.tasks.draws import distinct
-from icl_eval.tasks.lines import TextExample, TextTask, text_example
+from icl_eval.tasks.lines import LineTask, TextExample, text_example
 from icl_eval.tasks.needle import Needle
 from icl_eval.tasks.phonebook import Phonebook
 from icl_eval.tasks.variable_tracking import VariableTracking
@@ -45,7 +45,7 @@ def example(form: str, *, seed: int, index: int, num_bytes: int, **knobs: Any) -
         raise ValueError(f"text form {form!r} with num_bytes = {num_bytes}: {error}") from None
 
 
-def fitted(config: type[TextTask], stream: Stream, num_bytes: int, **knobs: Any) -> TextExample:
+def fitted(config: type[LineTask], stream: Stream, num_bytes: int, **knobs: Any) -> TextExample:
     """The example of a task's longest sequence whose prompt fits."""
     made = None
     low, high = config(seq_len=num_bytes, **knobs).min_seq_len, num_bytes

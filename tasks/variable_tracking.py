@@ -10,8 +10,8 @@ from icl_eval.tasks.lines import (
     HAYSTACK,
     NO_TOKEN,
     SENTENCE,
+    LineTask,
     TextExample,
-    TextTask,
     Vocabulary,
     sentences,
     sequences,
@@ -26,7 +26,7 @@ VALUE_LINE, COPY_LINE = 5, 6
 
 
 @dataclass(frozen=True, kw_only=True)
-class VariableTracking(TextTask):
+class VariableTracking(LineTask):
     """Variable tracking (after Hsieh et al., "RULER", 2024), with several chains.
 
     In each of C chains a variable gets a number of its own, a second one the value of the first, and so on; the
