@@ -16,6 +16,7 @@ from rich.progress import track
 from rich.table import Table
 
 from icl_eval.config import lookup
+from icl_eval.experiment import Experiment
 from icl_eval.presets import load_preset, preset_files
 from icl_eval.run_folder import to_json, write_atomically
 from icl_eval.tasks import TASKS, Files, TextTask
@@ -89,7 +90,9 @@ def text_tasks(source: str, fields: dict[str, Any]) -> list[TextTask]:
         ValueError: there is none.
     """
     if Path(source).suffix == ".py" or source in preset_files():
-        tasks = [task for task in load_preset(source).tasks() if isinstance(task, TextTask)]
+        experiment = load_preset(source)
+        trained = experiment.tasks() if isinstance(experiment, Experiment) else ()
+        tasks = [task for task in trained if isinstance(task, TextTask)]
         if not tasks:
             raise ValueError(f"{source}: none of its tasks is of {', '.join(sorted(_text_tasks()))}")
         return tasks
