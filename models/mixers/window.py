@@ -45,7 +45,6 @@ class Window(MixerConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require(self.window >= 1, "window", "at least 1 token")
-        self.require(self.backend in ("auto", "flex", "blocked"), "backend", "'auto', 'flex' or 'blocked'")
 
     @property
     def label(self) -> str:

@@ -88,7 +88,7 @@ def test_kernels_without_float32_say_so(monkeypatch: pytest.MonkeyPatch) -> None
         (lambda: DeltaNet(qk_norm=True), "DeltaNet.qk_norm = True: must be False"),
         (lambda: Mamba2(backend="fla"), "Mamba2.backend = 'fla': must be 'auto' or 'torch'"),
         (lambda: GatedDeltaNet(width=12, num_heads=2), "num_heads = 2: must be such that the size of heads"),
-        (lambda: GLA(backend="triton"), "backend = 'triton': must be 'auto', 'fla' or 'torch'"),
+        (lambda: GLA(backend="triton"), "backend = 'triton': must be 'auto' or 'fla' or 'torch'"),
     ],
 )
 def test_impossible_mixers_are_refused_in_a_sentence(make: object, message: str) -> None:

@@ -60,7 +60,6 @@ class RecurrentConfig(MixerConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.require(self.backend in ("auto", "fla", "torch"), "backend", "'auto', 'fla' or 'torch'")
         self.require(self.rotary_base is None, "rotary_base", f"None: {self.name} has no rotary embedding")
         self.require(self.kv_heads == self.num_heads, "num_kv_heads", f"None: the heads of {self.name} are not grouped")
         self.require(not self.qk_norm, "qk_norm", f"False: {self.name} is taken as its authors normalise it")
