@@ -23,7 +23,10 @@ from icl_eval.tasks import Task
 
 # Okabe and Ito's palette, told apart with any colour vision; a mixer keeps its colour in every figure.
 _COLORS = {"softmax": "#0072B2", "power": "#D55E00", "window": "#009E73", "linear": "#CC79A7"}
+_COLORS |= {"rwkv7": "#E69F00", "gated_deltanet": "#56B4E9", "mamba2": "#000000", "gla": "#7F7F7F"}
+_COLORS |= {"deltanet": "#8C6D31"}
 _MARKERS = {"softmax": "o", "power": "s", "window": "^", "linear": "D"}
+_MARKERS |= {"rwkv7": "P", "gated_deltanet": "X", "mamba2": "p", "gla": "<", "deltanet": ">"}
 ANCHOR_DASHES = ("-", (0, (5, 1)), "-.", (0, (1, 1)))
 _OTHERS = ("#E69F00", "#56B4E9", "#000000", "#999933")
 

@@ -36,7 +36,6 @@ class Match(Config):
     context: int
 
     def __post_init__(self) -> None:
-        self.require(self.quantity in QUANTITIES, "quantity", " or ".join(map(repr, QUANTITIES)))
         self.require(self.target > 0, "target", "positive")
         self.require(self.context >= 1, "context", "at least 1 token")
 

@@ -1,6 +1,5 @@
 """Exponential attention over the last ``window`` tokens, at a cost linear in the context."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -46,7 +45,6 @@ class Window(MixerConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require(self.window >= 1, "window", "at least 1 token")
-        self.require(self.backend in ("auto", "flex", "blocked"), "backend", "'auto', 'flex' or 'blocked'")
 
     @property
     def label(self) -> str:
@@ -143,8 +141,7 @@ def flex_window(q: Tensor, k: Tensor, v: Tensor, w: int) -> Tensor:
 
     Where the layer is compiled, this function stays a region of its own, so that its mask is made once and kept.
     """
-    function: Callable[..., Any] = compiled_flex() if q.is_cuda else flex_attention
-    y = function(
+    y = flex_form(q.device.type)(
         q.transpose(1, 2),
         k.transpose(1, 2),
         v.transpose(1, 2),
@@ -155,8 +152,8 @@ def flex_window(q: Tensor, k: Tensor, v: Tensor, w: int) -> Tensor:
 
 
 @cache
-def compiled_flex() -> Callable[..., Any]:
-    return torch.compile(flex_attention, dynamic=False)
+def flex_form(device_type: str) -> Any:
+    return torch.compile(flex_attention, dynamic=False) if device_type == "cuda" else flex_attention
 
 
 @lru_cache(maxsize=64)

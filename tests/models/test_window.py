@@ -69,7 +69,7 @@ def test_flex_is_refused_where_it_does_not_run() -> None:
     mixer = Window(width=32, num_heads=2, window=8, backend="flex").build()
     with pytest.raises(ValueError, match=r"Window.backend = 'flex': needs a CUDA GPU .* got cpu and float32"):
         mixer(torch.randn(1, 20, 32))
-    with pytest.raises(ValueError, match="backend = 'triton': must be 'auto', 'flex' or 'blocked'"):
+    with pytest.raises(ValueError, match="backend = 'triton': must be 'auto' or 'flex' or 'blocked'"):
         Window(backend="triton")
 
 

@@ -50,6 +50,8 @@ class RecurrentConfig(MixerConfig):
     """Module and function of the kernel within the package ``fla``."""
     scalar_decay: ClassVar[bool] = False
     """One decay a token and head, whose kernels fla has reason to refuse."""
+    kernel_dtypes: ClassVar[tuple[torch.dtype, ...]] = (torch.bfloat16, torch.float16, torch.float32)
+    """What the kernels compute in."""
     vector_decay: ClassVar[bool] = False
     delta: ClassVar[bool] = False
 
@@ -58,7 +60,6 @@ class RecurrentConfig(MixerConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.require(self.backend in ("auto", "fla", "torch"), "backend", "'auto', 'fla' or 'torch'")
         self.require(self.rotary_base is None, "rotary_base", f"None: {self.name} has no rotary embedding")
         self.require(self.kv_heads == self.num_heads, "num_kv_heads", f"None: the heads of {self.name} are not grouped")
         self.require(not self.qk_norm, "qk_norm", f"False: {self.name} is taken as its authors normalise it")
@@ -121,6 +122,7 @@ class RecurrentMixer(SequenceMixer):
         super().__init__()
         self.config = config
 
+    @torch.compiler.disable
     def recur(
         self,
         q: Tensor,
@@ -135,20 +137,26 @@ class RecurrentMixer(SequenceMixer):
     ) -> tuple[Tensor, Tensor]:
         """Outputs ``[B, T, H, V]`` and the state's matrix; see :func:`linear_recurrence` for the arguments.
 
+        ``torch.compile`` passes it by: it cannot look into fla's launches, and would unroll the loop over chunks.
+
         Args:
             kernel: the same by fla: a function of the operator, and of options that it is to be handed.
         """
         matrix = None if state is None else state.S
         with torch.autocast(v.device.type, enabled=False):
             if v.shape[1] > 1 and self._uses_fla(v):
-                return _outside_compilation(kernel, fla_operator(self.config.operator), matrix)
+                operator = fla_operator(self.config.operator)
+                return kernel(operator, initial_state=matrix, output_final_state=True)
             return linear_recurrence(q, k, v, log_decay, a, b, initial_state=matrix)
 
     def _uses_fla(self, v: Tensor) -> bool:
         config = self.config
         if config.backend == "torch" or (config.backend == "auto" and not v.is_cuda):
             return False
-        problem = fla_problem(config.operator, config.scalar_decay, v.device, v.dtype)
+        problem = fla_problem(config.operator, config.scalar_decay, v.device)
+        if problem is None and v.dtype not in config.kernel_dtypes:
+            takes, given = ([str(d).removeprefix("torch.") for d in ds] for ds in (config.kernel_dtypes, [v.dtype]))
+            problem = f"the kernels of flash-linear-attention take {', '.join(takes)}, not {given[0]}"
         if problem is None:
             return True
         if config.backend == "fla":
@@ -157,19 +165,11 @@ class RecurrentMixer(SequenceMixer):
         return False
 
 
-@torch.compiler.disable
-def _outside_compilation(kernel: Callable, operator: Callable, state: Tensor | None) -> tuple[Tensor, Tensor]:
-    """fla tunes and launches its kernels itself, which torch.compile cannot look into."""
-    return kernel(operator, initial_state=state, output_final_state=True)
-
-
 @cache
-def fla_problem(operator: str, scalar_decay: bool, device: torch.device, dtype: torch.dtype) -> str | None:
+def fla_problem(operator: str, scalar_decay: bool, device: torch.device) -> str | None:
     """Why the kernels of flash-linear-attention cannot be used, and what would help; ``None`` if they can."""
     if device.type != "cuda":
         return f"the kernels of flash-linear-attention need a CUDA GPU, and the tensors are on {device.type}"
-    if dtype == torch.float64:
-        return "the kernels of flash-linear-attention have no float64"
     try:
         fla_operator(operator)
     except ImportError as error:

@@ -28,6 +28,7 @@ class DeltaNet(RecurrentConfig):
 
     name: ClassVar[str] = "deltanet"
     operator: ClassVar[str] = "fla.ops.delta_rule.chunk_delta_rule"
+    kernel_dtypes: ClassVar[tuple[torch.dtype, ...]] = (torch.bfloat16, torch.float16)
     delta: ClassVar[bool] = True
 
     @property
@@ -52,6 +53,7 @@ class GatedDeltaNet(DeltaNet):
 
     name: ClassVar[str] = "gated_deltanet"
     operator: ClassVar[str] = "fla.ops.gated_delta_rule.chunk_gated_delta_rule"
+    kernel_dtypes: ClassVar[tuple[torch.dtype, ...]] = (torch.bfloat16, torch.float16, torch.float32)
     scalar_decay: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
