@@ -153,6 +153,7 @@ def test_a_sweep_on_ray_survives_a_dead_worker(cluster: None, preset: Path, undi
     assert_identical(undisturbed, root)
 
 
+@pytest.mark.slow
 def test_an_interrupt_ends_all_processes(tmp_path: Path) -> None:
     preset = tmp_path / "long.py"
     preset.write_text(f"""
