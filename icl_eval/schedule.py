@@ -101,7 +101,7 @@ def learning_rate_at(training: Training, plan: Plan, leg: Leg, step: int) -> flo
         height = 1.0
     else:
         height = 1 - math.sqrt((step + 1 - leg.start) / (leg.stop - leg.start))
-    return training.final_learning_rate + (training.learning_rate - training.final_learning_rate) * height
+    return height * training.learning_rate + (1 - height) * training.final_learning_rate
 
 
 def snapshot_steps(steps: int, snapshots: int) -> list[int]:

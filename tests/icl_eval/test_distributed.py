@@ -40,7 +40,13 @@ def alone(preset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.mark.parametrize("module", ["icl_eval.cli", "tests.icl_eval.sharded_on_cpu"], ids=["ddp", "fsdp2"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        pytest.param("icl_eval.cli", id="ddp"),
+        pytest.param("tests.icl_eval.sharded_on_cpu", id="fsdp2", marks=pytest.mark.slow),
+    ],
+)
 def test_two_processes_give_the_losses_of_one(module: str, preset: Path, alone: Path, tmp_path: Path) -> None:
     """Three batches are measured: one of the processes has none in the last round."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", module]

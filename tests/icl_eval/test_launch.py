@@ -153,6 +153,12 @@ def test_a_sweep_on_ray_survives_a_dead_worker(cluster: None, preset: Path, undi
     assert_identical(undisturbed, root)
 
 
+def heed_interrupts() -> None:
+    """Shells have their background processes ignore interrupts, and so do the processes that those start."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+@pytest.mark.slow
 def test_an_interrupt_ends_all_processes(tmp_path: Path) -> None:
     preset = tmp_path / "long.py"
     preset.write_text(f"""
@@ -166,7 +172,7 @@ def experiment():
 """)
     out = tmp_path / "runs"
     command = [sys.executable, "-m", "icl_eval.cli", "run", str(preset), "--out", str(out), "--device", "cpu"]
-    parent = subprocess.Popen([*command, "--jobs", "2"], stderr=subprocess.PIPE, text=True)
+    parent = subprocess.Popen([*command, "--jobs", "2"], stderr=subprocess.PIPE, text=True, preexec_fn=heed_interrupts)
     deadline = time.monotonic() + 120
     while len(begun := list(out.rglob("config.json"))) < 2:
         assert time.monotonic() < deadline
