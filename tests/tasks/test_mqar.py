@@ -108,7 +108,9 @@ def test_queries_move_early_with_query_decay() -> None:
     assert mean[0] + 2 < mean[1]
 
 
-@pytest.mark.parametrize(("task", "golden"), [(MQAR(), "f33c4a3b4edd3e8e"), (FORGETTING, "537b1c36f560c066"), (MIXED, "c665bbb511b9c470")])
+@pytest.mark.parametrize(
+    ("task", "golden"), [(MQAR(), "f33c4a3b4edd3e8e"), (FORGETTING, "537b1c36f560c066"), (MIXED, "c665bbb511b9c470")]
+)
 def test_batches_depend_on_seed_split_and_index_alone(task: MQAR, golden: str) -> None:
     assert_pure(task)
     # Of version 2. A change here means that the same config gives other data: raise MQAR.version.
