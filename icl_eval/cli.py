@@ -41,9 +41,10 @@ from icl_eval.tables import (
     plan_table,
     results_table,
     state_table,
+    states_needed,
     wsfr_table,
 )
-from icl_eval.tasks import TASKS
+from icl_eval.tasks import TASKS, GeneratedTask, Task
 from icl_eval.tuning import apply_ledger
 
 app = typer.Typer(
@@ -68,13 +69,13 @@ def list_names() -> None:
     """List presets, tasks and mixers."""
     sections = {
         "presets": {name: _first_sentence(file.read_text()) for name, file in preset_files().items()},
-        "tasks": {name: _first_sentence(task.__doc__) for name, task in TASKS.items()},
+        "tasks": {name: _first_sentence(task.__doc__) + _state_needed(task) for name, task in TASKS.items()},
         "mixers": {name: _first_sentence(mixer.__doc__) for name, mixer in MIXERS.items()},
     }
     for title, entries in sections.items():
         console.print(f"[bold]{title}[/bold]")
         for name, about in entries.items():
-            console.print(f"  {name:22} {about}", highlight=False)
+            console.print(f"  {name:22} {about}", highlight=False, markup=False)
 
 
 @app.command()
@@ -87,7 +88,7 @@ def show(preset: PresetArgument, scale: ScaleOption = None) -> None:
     console.print_json(data=experiment.to_dict())
     console.print(f"\n{experiment.question}\n", highlight=False)
     console.print(table)
-    for sentence in matches(experiment):
+    for sentence in (*matches(experiment), *states_needed(experiment)):
         console.print(sentence, highlight=False)
     console.print(f"\nabout {total_minutes(experiment):,.1f} GPU minutes a seed ({ASSUMPTION})", highlight=False)
     return None
@@ -215,6 +216,12 @@ def _parse_seeds(text: str) -> tuple[int, ...]:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
         raise ValueError(f"--seeds {text!r}: must be whole numbers parted by commas, such as 0,1,2") from None
+
+
+def _state_needed(task: type[Task]) -> str:
+    """What a generated task asks of a state with its defaults; other tasks may need fields that have none."""
+    bits = task().state_bits if issubclass(task, GeneratedTask) else None
+    return "" if bits is None else f" [{bits:,.0f} bits of state]"
 
 
 def _first_sentence(text: str | None) -> str:

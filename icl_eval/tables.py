@@ -59,6 +59,15 @@ def matches(experiment: Experiment) -> list[str]:
     return [f"{arm.name}: {match.sentence(arm.model)}" for arm in experiment.arms for match in arm.matches]
 
 
+def states_needed(experiment: Experiment) -> list[str]:
+    """A sentence for each task that says how many bits of state its optimum takes."""
+    return [
+        f"{task.name}: the best possible loss takes {task.state_bits:,.0f} bits of state at context {task.seq_len:,}"
+        for task in experiment.tasks()
+        if task.state_bits is not None
+    ]
+
+
 def results_table(runs: Sequence[Run]) -> Table:
     """What each arm is, spent and reached; losses by scored token, with 95 % intervals over documents."""
     table = _table(
