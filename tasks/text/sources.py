@@ -189,7 +189,7 @@ def _read_text(file: Path, compression: str | None) -> bytes:
     """
     decoder = codecs.getincrementaldecoder("utf-8")()
     try:
-        with fsspec.open(file.as_uri(), "rb", compression=compression) as content:
+        with fsspec.open(file.resolve().as_uri(), "rb", compression=compression) as content:
             text = content.read()
         for begin in range(0, len(text), 2**24):
             decoder.decode(text[begin : begin + 2**24])
