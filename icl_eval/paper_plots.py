@@ -8,6 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatterSciNotation
 
 from icl_eval.evidence import ArmRuns, Evidence, MissingEvidenceError, Spent
 from icl_eval.gates import DECIDING_SCALES
@@ -65,6 +66,7 @@ def plot_end_points(study: Study) -> Figure:
                 _band(ax, x, *map(np.array, zip(*points, strict=True)), style)
             ax.set(xlabel=label, ylabel=f"best-context loss ({evidence.unit})")
             log_axis(ax, base=10)
+            ax.xaxis.set_minor_formatter(LogFormatterSciNotation(minor_thresholds=(1.5, 0.5)))
         for arm, style in zip(arms, _styles(arms), strict=True):
             line = curve(arm.positions)
             _band(row[2], line.center, *line.estimate, style)
