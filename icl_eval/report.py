@@ -12,7 +12,6 @@ from jinja2 import Environment, StrictUndefined
 
 from icl_eval.claims import CLAIMS
 from icl_eval.evidence import ArmRuns, Evidence, MissingEvidenceError
-from icl_eval.experiment import Experiment
 from icl_eval.gates import DECIDING_SCALES
 from icl_eval.kernel_times import KernelTimes
 from icl_eval.minutes import total_minutes
@@ -113,9 +112,8 @@ def _row(verdict: Verdict) -> dict[str, str]:
 def _needed(verdict: Verdict) -> str:
     if verdict.outcome != "not run" or not verdict.claim.judge:
         return ""
-    preset = load_preset(verdict.claim.preset, "h200")
-    assert isinstance(preset, Experiment)
-    return f"; at scale h200 it needs about {total_minutes(preset):.0f} GPU minutes a seed"
+    minutes = total_minutes(load_preset(verdict.claim.preset, "h200"))
+    return f"; at scale h200 it needs about {minutes:.0f} GPU minutes a seed"
 
 
 def _flops(arms: Sequence[ArmRuns]) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from icl_eval import Experiment, load_runs
+from icl_eval import load_runs
 from icl_eval.kernel_times import find_kernel_times
 from icl_eval.presets import load_preset
 from icl_eval.report import write_report
@@ -24,8 +24,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A report of a central experiment that holds, one that failed in part, one at smoke scale, and the kernels."""
     runs, out = tmp_path_factory.mktemp("runs"), tmp_path_factory.mktemp("report")
     smoke, table = load_preset("fig9_long_context"), load_preset("table4_equal_inference", "h200")
-    assert isinstance(smoke, Experiment)
-    assert isinstance(table, Experiment)
     write_study(runs, CENTRAL, LONG)
     write_study(runs, smoke, LONG, skip=[("power", 2)])
     write_study(runs, table, WORLDS["C14"][1], diverged=[("window", 0)])
