@@ -184,8 +184,11 @@ def _rerun(study: Study) -> str:
     command = ["icl-eval", "run", study.preset]
     command += ["--scale", study.scale] if study.scale else []
     command += ["--seeds", ",".join(map(str, study.seeds))]
-    path = study.runs[0].config["arm"]["task"].get("path")
-    return shlex.join([*command, *(["--text", path] if path else [])])
+    config = study.runs[0].config
+    path = config["arm"]["task"].get("path")
+    command += ["--text", Path(path).name] if path else []
+    command += ["--ledger", "ledger.json"] if config.get("tuning") else []
+    return shlex.join(command)
 
 
 def _kernel_section(kernels: KernelTimes, decided: list[Verdict], figures: Path) -> Section:

@@ -2,15 +2,16 @@
 
 import math
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
-from icl_eval import Arm, Experiment
+from icl_eval import Arm, Experiment, statistics
 from icl_eval.positions import Positions, log_bin_edges
 from icl_eval.run import describe, make_accelerator
 from icl_eval.run_folder import RunFolder, to_json, write_atomically
@@ -76,6 +77,14 @@ def write_study(
             status = "nan" if (arm.name, seed) in diverged else "complete"
             folder.finish(status=status, step=arm.schedule().steps, seconds=1.0)
     return root
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_resamples() -> Iterator[None]:
+    """Worlds that are clear need no more; to be imported by the modules of tests that want it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(statistics, "RESAMPLES", 300)
+        yield
 
 
 @cache

@@ -16,7 +16,7 @@ from icl_eval.presets import load_preset
 from icl_eval.run_folder import RunFolderError
 from icl_eval.studies import studies
 from icl_eval.verdicts import Verdict, judge, verdicts
-from tests.icl_eval.synthetic import TUNED, Loss, falling, write_study
+from tests.icl_eval.synthetic import TUNED, Loss, falling, few_resamples, write_study  # noqa: F401
 
 ROOT = Path(__file__).parents[2]
 BY_NAME = {claim.name: claim for claim in CLAIMS}

@@ -8,12 +8,14 @@ import pytest
 from icl_eval import load_runs
 from icl_eval.claims import CLAIMS
 from icl_eval.experiment import Untrained
+from icl_eval.minutes import total_minutes
 from icl_eval.presets import define_preset, load_preset, preset_files
 from icl_eval.run import run_experiment
 from icl_eval.tasks.text import sources, tasks
 from icl_eval.tasks.text.sources import SourceCodeReader
 from icl_eval.verdicts import verdicts
 
+DOCUMENT = Path(__file__).parents[2] / "docs" / "reproduce.md"
 UNTRAINED = ("tables", "fig6_kernels")
 TRAINED = sorted(preset_files().keys() - {"quickstart", "state_frontier", *UNTRAINED})
 
@@ -84,3 +86,10 @@ def test_presets_without_training_say_where_the_answer_comes_from(name: str) -> 
 def test_unknown_scales_are_named(arguments: tuple[str, str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         load_preset(*arguments)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_the_minutes_in_the_document_are_those_of_the_code(name: str) -> None:
+    row = next(line for line in DOCUMENT.read_text().splitlines() if line.startswith(f"| `{name}` |"))
+    claims = " ".join(claim.name for claim in CLAIMS if claim.preset == name) or "beyond the paper"
+    assert row == f"| `{name}` | {claims} | {total_minutes(load_preset(name, 'h200')):.0f} |"

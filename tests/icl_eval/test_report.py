@@ -12,7 +12,7 @@ from icl_eval.kernel_times import find_kernel_times
 from icl_eval.presets import load_preset
 from icl_eval.report import write_report
 from icl_eval.run_folder import RunFolderError
-from tests.icl_eval.synthetic import write_study
+from tests.icl_eval.synthetic import few_resamples, write_study  # noqa: F401
 from tests.icl_eval.test_claims import CENTRAL, LONG, WORLDS
 
 ROOT = Path(__file__).parents[2]
@@ -20,7 +20,7 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(few_resamples: None, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
     """A report of a central experiment that holds, one that failed in part, one at smoke scale, and the kernels."""
     runs, out = tmp_path_factory.mktemp("runs"), tmp_path_factory.mktemp("report")
     smoke, table = load_preset("fig9_long_context"), load_preset("table4_equal_inference", "h200")
@@ -47,7 +47,8 @@ def test_the_verdict_table_comes_first_and_is_complete(folder: Path) -> None:
 
 def test_markdown_and_html_say_the_same(folder: Path) -> None:
     markdown, html = ((folder / name).read_text() for name in ("report.md", "report.html"))
-    for text in ("every contrast is clear of its margin", "NVIDIA H200", "speed-up over softmax", "10,827,648"):
+    parameters = f"{CENTRAL.arms[0].model.num_parameters():,}"
+    for text in ("every contrast is clear of its margin", "NVIDIA H200", "speed-up over softmax", parameters):
         assert text in markdown
         assert text in html
     for path in re.findall(r"!\[.*?\]\((.*?)\)", markdown):
