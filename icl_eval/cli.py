@@ -20,6 +20,7 @@ from icl_eval.commands.launching import (
     LauncherOption,
     OutOption,
     PresetArgument,
+    ScaleOption,
     TextOption,
     launch,
 )
@@ -31,7 +32,7 @@ from icl_eval.kernels.doctor import doctor as check_kernels
 from icl_eval.minutes import ASSUMPTION, total_minutes
 from icl_eval.models import MIXERS
 from icl_eval.plots import plot_all
-from icl_eval.presets import load_preset, on_text, preset_files
+from icl_eval.presets import define_preset, load_preset, on_text, preset_files
 from icl_eval.run_folder import Run, RunFolderError, load_runs
 from icl_eval.tables import (
     bits_per_byte,
@@ -61,8 +62,6 @@ IS_MAIN_PROCESS = os.environ.get("RANK", "0") == "0"
 """Under torchrun one process speaks, draws and reports."""
 console = Console(width=max(Console().width, TABLE_WIDTH), quiet=not IS_MAIN_PROCESS)
 
-ScaleOption = Annotated[str | None, typer.Option(help="smoke, h200 or paper, where the preset has scales.")]
-
 
 @app.command("list")
 def list_names() -> None:
@@ -81,7 +80,7 @@ def list_names() -> None:
 @app.command()
 def show(preset: PresetArgument, scale: ScaleOption = None) -> None:
     """Print a preset's resolved configuration and matched budget, without training."""
-    experiment = load_preset(preset, scale)
+    experiment = define_preset(preset, scale)
     if isinstance(experiment, Untrained):
         return _nothing_to_train(experiment)
     table = plan_table(experiment)
@@ -112,7 +111,7 @@ def run(
     tracker: Annotated[str | None, typer.Option(help="Also log to tensorboard or another of accelerate's.")] = None,
 ) -> None:
     """Train and measure all arms of a preset, draw its figures and print its table. Killed, it resumes."""
-    experiment = load_preset(preset, scale)
+    experiment = define_preset(preset, scale)
     if isinstance(experiment, Untrained):
         return _nothing_to_train(experiment)
     if seeds is not None:

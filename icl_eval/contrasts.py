@@ -267,4 +267,4 @@ def chunk_optimum(kernels: KernelTimes) -> list[Contrast]:
 
 
 def _exact(name: str, value: float, margin: float) -> Contrast:
-    return Contrast(name, Estimate(*map(np.float64, (value, value, value))), margin)
+    return Contrast(name, Estimate(*(np.asarray(value),) * 3), margin)

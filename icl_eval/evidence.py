@@ -7,7 +7,7 @@ paired, also where their contexts differ.
 
 from dataclasses import dataclass
 from functools import cached_property, reduce
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 
@@ -118,8 +118,8 @@ class ArmRuns:
         Raises:
             MissingEvidenceError: there is none.
         """
-        unit = self.arm.budget.unit
-        share = self.spent(unit) / self.spent(unit)[-1]
+        spent = self.spent(cast(Spent, self.arm.budget.unit))
+        share = spent / spent[-1]
         step = self.positions[0].step
         nearest = int(np.abs(share - end).argmin())
         if abs(share[nearest] - end) > max(0.02, 0.5 / step[-1]):
@@ -204,7 +204,7 @@ class Evidence:
         weights = [
             np.prod([(np.log(amount) - x[j]) / (x[i] - x[j]) for j in range(len(x)) if j != i]) for i in range(len(x))
         ]
-        return sum(w * self._best(arm, int(k)) for w, k in zip(weights, snapshots, strict=True))  # type: ignore[return-value]
+        return np.sum([w * self._best(arm, int(k)) for w, k in zip(weights, snapshots, strict=True)], axis=0)
 
     def gain(self, arm: ArmRuns, early: int, end: float | None = None, late: int | None = None) -> np.ndarray:
         """In-context learning: loss in the octave that ends at position ``early`` less loss in the one up to ``late``.

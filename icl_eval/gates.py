@@ -1,8 +1,8 @@
 """Gates of validity: what must be true of runs before they say anything about a claim."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from icl_eval.evidence import ArmRuns, Evidence, Spent
+from icl_eval.evidence import Evidence, Spent
 from icl_eval.statistics import estimate
 from icl_eval.studies import Study
 
@@ -10,6 +10,8 @@ VALID_GAIN = 0.05
 """Nats per byte by which the loss must fall from the second octave to the last."""
 LONG_GAIN = 0.01
 """Nats per byte by which it must fall past the position that a claim about long contexts starts from."""
+FEWEST_TRIES = 4
+"""Learning rates that must have been tried for every arm: as many as icl-eval tune tries before it extends a grid."""
 MISMATCH = 0.02
 """Largest relative difference between a budget and what was spent."""
 DECIDING_SCALES = ("h200", "paper")
@@ -20,8 +22,8 @@ GATES = {
     "schedule": "every arm was trained at a constant rate with decay branches, so that its ends at a quarter, half and "
     "the whole budget are finished runs; points on a cosine curve are not",
     "budget": f"every arm spent its budget to within {MISMATCH:.0%}",
-    "learning rate": "every arm's rate was chosen on a grid of at least four, with as many tries for every mixer, and "
-    "is not at the grid's edge; without a record of that the gate is shut",
+    "learning rate": f"every arm's rate is the best of at least {FEWEST_TRIES} tried by one rule for all (`icl-eval "
+    "tune`: a grid, extended while the best lies at its edge) and is not at an edge; without a ledger the gate is shut",
     "gain": f"the loss of the strongest arm, and of the softmax arm if there is one, falls by at least {VALID_GAIN} "
     "nats per byte from the second octave of positions (3 and 4) to the last, with an interval clear of zero",
     "halving": "half the budget puts every contrast on the same side of its margin (claims that are tested at a "
@@ -83,20 +85,23 @@ def _budget(evidence: Evidence) -> Gate:
 
 
 def _learning_rate(evidence: Evidence) -> Gate:
-    shut = [f"{arm.name}: {finding}" for arm in evidence.arms if (finding := _untuned(arm)) is not None]
-    return Gate("learning rate", not shut, "; ".join(shut) if shut else "inside its grid for every arm")
+    tunings = {arm.name: run.config.get("tuning") for arm in evidence.arms for run in arm.runs}
+    shut = [f"{name}: {found}" for name, tuning in tunings.items() if (found := _untuned(tuning)) is not None]
+    tries = {name: len(tuning["losses"]) for name, tuning in tunings.items() if tuning}
+    listed = ", ".join(f"{name} {count}" for name, count in tries.items())
+    return Gate(
+        "learning rate", not shut, "; ".join(shut) if shut else f"inside the grid of every arm; tries: {listed}"
+    )
 
 
-def _untuned(arm: ArmRuns) -> str | None:
-    ledger = arm.runs[0].config.get("tuning")
-    if not ledger:
+def _untuned(tuning: dict[str, Any] | None) -> str | None:
+    """What is wrong with how an arm's learning rate was found (see :func:`icl_eval.tuning.apply_ledger`)."""
+    if not tuning:
         return "not checked, no ledger"
-    rates = sorted(ledger["learning_rates"])
-    if len(rates) < 4:
-        return f"only {len(rates)} rates were tried"
-    rate = arm.arm.training.learning_rate
-    if not rates[0] * 1.001 < rate < rates[-1] * 0.999:
-        return f"{rate:g} is at the edge of {rates[0]:g} to {rates[-1]:g}"
+    if len(tuning["losses"]) < FEWEST_TRIES:
+        return f"only {len(tuning['losses'])} rates were tried"
+    if tuning["at_edge"]:
+        return f"{tuning['learning_rate']:g} is at the edge of what was tried ({', '.join(tuning['losses'])})"
     return None
 
 

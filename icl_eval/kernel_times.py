@@ -58,7 +58,7 @@ class KernelTimes:
         rows = self.rows[self.rows.provider.str.startswith("softmax") & (self.rows.tokens == 65_536)]
         if rows.empty:
             raise MissingEvidenceError("softmax attention at 65,536 tokens: not measured")
-        return str(rows.loc[rows.median_ms.idxmin()].provider)
+        return str(rows.sort_values("median_ms").provider.iloc[0])
 
     def speedup(self, tokens: int, head_dim: int, mode: str) -> Estimate:
         """Time of softmax over that of power; the interval is of the 20 % and 80 % quantiles of both."""

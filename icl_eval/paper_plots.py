@@ -8,12 +8,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatterSciNotation
 
 from icl_eval.evidence import ArmRuns, Evidence, MissingEvidenceError, Spent
 from icl_eval.gates import DECIDING_SCALES
 from icl_eval.plots import arm_styles, group_runs, legend, log_axis, new_figure, panel_titles
 from icl_eval.run_folder import write_atomically
-from icl_eval.statistics import curve, estimate
+from icl_eval.statistics import Estimate, curve, estimate
 from icl_eval.studies import Study
 
 CAPTIONS = {
@@ -62,12 +63,14 @@ def plot_end_points(study: Study) -> Figure:
             for arm, style in zip(arms, _styles(arms), strict=True):
                 points = [estimate(evidence.best(arm, end)) for end in arm.ends]
                 x = arm.spent(unit)[[arm.snapshot(end) for end in arm.ends]]
-                _band(ax, x, *map(np.array, zip(*points, strict=True)), style)
+                value, low, high = (np.array(bound) for bound in zip(*points, strict=True))
+                _band(ax, x, Estimate(value, low, high), style)
             ax.set(xlabel=label, ylabel=f"best-context loss ({evidence.unit})")
             log_axis(ax, base=10)
+            ax.xaxis.set_minor_formatter(LogFormatterSciNotation(minor_thresholds=(1.5, 0.5)))
         for arm, style in zip(arms, _styles(arms), strict=True):
             line = curve(arm.positions)
-            _band(row[2], line.center, *line.estimate, style)
+            _band(row[2], line.center, line.estimate, style)
         row[2].set(xlabel="position (tokens)", ylabel="held-out loss (nats/token)")
         log_axis(row[2])
         row[0].set_title(panel_titles([arms[0].arm.task])[arms[0].arm.task])
@@ -118,7 +121,7 @@ def plot_differences(study: Study) -> Figure:
         for arm, style in zip(arms, _styles(arms), strict=True):
             if arm is not reference:
                 line = evidence.difference(arm, reference)
-                _band(ax, line.center, *line.estimate, {**style, "label": f"{arm.name} - {reference.name}"})
+                _band(ax, line.center, line.estimate, {**style, "label": f"{arm.name} - {reference.name}"})
         ax.axhline(0, color="black", lw=0.8)
         ax.set(xlabel="position (tokens)", ylabel="difference of loss (nats/token)")
         ax.set_title(panel_titles([arms[0].arm.task])[arms[0].arm.task])
@@ -146,6 +149,6 @@ def _styles(arms: Sequence[ArmRuns]) -> list[dict]:
     return [{**style, "label": arm.name} for arm, style in zip(arms, arm_styles(groups), strict=True)]
 
 
-def _band(ax: Axes, x: np.ndarray, value: np.ndarray, low: np.ndarray, high: np.ndarray, style: dict) -> None:
-    ax.plot(x, value, **style)
-    ax.fill_between(x, low, high, color=style["color"], alpha=0.2, lw=0)
+def _band(ax: Axes, x: np.ndarray, y: Estimate, style: dict) -> None:
+    ax.plot(x, y.value, **style)
+    ax.fill_between(x, y.low, y.high, color=style["color"], alpha=0.2, lw=0)

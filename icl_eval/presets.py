@@ -18,8 +18,20 @@ def preset_files() -> dict[str, Path]:
     return {file.stem: file for file in sorted(folder.glob("*.py")) if "\ndef experiment(" in file.read_text()}
 
 
-def load_preset(name_or_file: str, scale: str | None = None) -> Experiment | Untrained:
-    """The experiment that a built-in preset or a Python file defines, by its function ``experiment()``.
+def load_preset(name_or_file: str, scale: str | None = None) -> Experiment:
+    """The experiment that a preset defines, as :func:`define_preset` finds it.
+
+    Raises:
+        ValueError: it defines none, or has nothing to train.
+    """
+    preset = define_preset(name_or_file, scale)
+    if isinstance(preset, Untrained):
+        raise ValueError(f"the preset {name_or_file!r} trains nothing: its answer is that of {preset.commands[0]}")
+    return preset
+
+
+def define_preset(name_or_file: str, scale: str | None = None) -> Experiment | Untrained:
+    """What a built-in preset or a Python file defines by its function ``experiment()``.
 
     The file may define its own tasks, mixers and models; nothing needs registering. Where the function takes a
     ``scale``, it is called with the one given, or without for its default.

@@ -12,7 +12,6 @@ from jinja2 import Environment, StrictUndefined
 
 from icl_eval.claims import CLAIMS
 from icl_eval.evidence import ArmRuns, Evidence, MissingEvidenceError
-from icl_eval.experiment import Experiment
 from icl_eval.gates import DECIDING_SCALES
 from icl_eval.kernel_times import KernelTimes
 from icl_eval.minutes import total_minutes
@@ -113,9 +112,8 @@ def _row(verdict: Verdict) -> dict[str, str]:
 def _needed(verdict: Verdict) -> str:
     if verdict.outcome != "not run" or not verdict.claim.judge:
         return ""
-    preset = load_preset(verdict.claim.preset, "h200")
-    assert isinstance(preset, Experiment)
-    return f"; at scale h200 it needs about {total_minutes(preset):.0f} GPU minutes a seed"
+    minutes = total_minutes(load_preset(verdict.claim.preset, "h200"))
+    return f"; at scale h200 it needs about {minutes:.0f} GPU minutes a seed"
 
 
 def _flops(arms: Sequence[ArmRuns]) -> str:
@@ -186,8 +184,11 @@ def _rerun(study: Study) -> str:
     command = ["icl-eval", "run", study.preset]
     command += ["--scale", study.scale] if study.scale else []
     command += ["--seeds", ",".join(map(str, study.seeds))]
-    path = study.runs[0].config["arm"]["task"].get("path")
-    return shlex.join([*command, *(["--text", path] if path else [])])
+    config = study.runs[0].config
+    path = config["arm"]["task"].get("path")
+    command += ["--text", Path(path).name] if path else []
+    command += ["--ledger", "ledger.json"] if config.get("tuning") else []
+    return shlex.join(command)
 
 
 def _kernel_section(kernels: KernelTimes, decided: list[Verdict], figures: Path) -> Section:

@@ -44,11 +44,10 @@ class Study:
 
     @property
     def domain(self) -> str:
-        """What the arms were trained on, for a table: the corpus' name and the first digits of its hash."""
-        data = self.runs[0].data
-        name = self.runs[0].config["arm"]["task"]
-        source = name.get("path") or name["class"]
-        return f"{source} {data['sha256'][:8]}" if data.get("sha256") else str(source)
+        """What the arms were trained on, for a table: the documents' name and the first digits of their hash."""
+        task, sha256 = self.runs[0].config["arm"]["task"], self.runs[0].data.get("sha256")
+        name = Path(task["path"]).name if task.get("path") else task["class"]
+        return f"{name} {sha256[:8]}" if sha256 else name
 
     @property
     def arms(self) -> tuple[ArmRuns, ...]:

@@ -98,7 +98,7 @@ def _contrasts(claim: Claim, evidence: Evidence) -> tuple[Contrast, ...]:
 
 
 def _contrast(name: str, drawn: np.ndarray, margin: float, confidence: float) -> Contrast:
-    value, low, high = map(float, estimate(drawn, confidence))
+    value, low, high = estimate(drawn, confidence)
     seeds = tuple(by_seed(drawn).tolist())
     allowance = ONE_SEED_ALLOWANCE if len(seeds) == 1 else 0.0
     return Contrast(name, Estimate(value, low - allowance, high + allowance), margin, seeds)

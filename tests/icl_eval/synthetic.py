@@ -2,21 +2,23 @@
 
 import math
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
-from icl_eval import Arm, Experiment
+from icl_eval import Arm, Experiment, statistics
 from icl_eval.positions import Positions, log_bin_edges
 from icl_eval.run import describe, make_accelerator
 from icl_eval.run_folder import RunFolder, to_json, write_atomically
 
 DOCUMENTS = 12
-TUNED = {"learning_rates": [5e-4, 1e-3, 2e-3, 4e-3]}
+TUNED = {"learning_rate": 2e-3, "at_edge": False, "losses": {"0.0005": 1.7, "0.001": 1.6, "0.002": 1.5, "0.004": 1.6}}
+"""As ``icl_eval.tuning.apply_ledger`` records it."""
 Loss = Callable[[Arm, np.ndarray, float], np.ndarray]
 """Expected loss (nats) of an arm by position, at a share of the budget."""
 
@@ -70,11 +72,19 @@ def write_study(
                 continue
             folder = RunFolder(root / arm.name / f"seed{seed}")
             ledger = {} if tuning is None else {"tuning": tuning}
-            folder.begin({**config, "seed": seed, **ledger}, {"commit": "0" * 12}, {"sha256": "ab" * 32})
+            folder.begin({**config, "seed": seed, **ledger}, {"commit": "0" * 12}, {"sha256": "ab" * 32}, None)
             folder.save_positions(_positions(arm, seed, loss, seconds_per_flop, noise))
             status = "nan" if (arm.name, seed) in diverged else "complete"
             folder.finish(status=status, step=arm.schedule().steps, seconds=1.0)
     return root
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_resamples() -> Iterator[None]:
+    """Worlds that are clear need no more; to be imported by the modules of tests that want it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(statistics, "RESAMPLES", 300)
+        yield
 
 
 @cache

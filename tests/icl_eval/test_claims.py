@@ -16,7 +16,7 @@ from icl_eval.presets import load_preset
 from icl_eval.run_folder import RunFolderError
 from icl_eval.studies import studies
 from icl_eval.verdicts import Verdict, judge, verdicts
-from tests.icl_eval.synthetic import Loss, falling, write_study
+from tests.icl_eval.synthetic import TUNED, Loss, falling, few_resamples, write_study  # noqa: F401
 
 ROOT = Path(__file__).parents[2]
 BY_NAME = {claim.name: claim for claim in CLAIMS}
@@ -61,9 +61,7 @@ WORLDS: dict[str, tuple[Loss, Loss]] = {
 
 
 def preset(name: str, scale: str = "h200") -> Experiment:
-    experiment = load_preset(name, scale)
-    assert isinstance(experiment, Experiment)
-    return experiment
+    return load_preset(name, scale)
 
 
 def verdict(name: str, folder: Path) -> Verdict:
@@ -98,8 +96,8 @@ SHORT = {"softmax": (3.2, 0.1, 1024), "linear": (3.0, 0.1, 1024), "power": (2.9,
         (CENTRAL, LONG, {"skip": [("linear", s) for s in range(3)]}, "needs one arm with mixer linear; there is none"),
         (CENTRAL, LONG, {"diverged": [("softmax", 2)]}, "softmax, seed 2, ended in NaN"),
         (CENTRAL, LONG, {"tuning": None}, "learning rate: linear: not checked, no ledger"),
-        (CENTRAL, LONG, {"tuning": {"learning_rates": [1e-3, 1.5e-3, 1.8e-3, 2e-3]}}, "0.002 is at the edge of"),
-        (CENTRAL, LONG, {"tuning": {"learning_rates": [1e-3, 2e-3, 4e-3]}}, "only 3 rates were tried"),
+        (CENTRAL, LONG, {"tuning": {**TUNED, "at_edge": True}}, "0.002 is at the edge of what was tried"),
+        (CENTRAL, LONG, {"tuning": {**TUNED, "losses": {"0.001": 1.6, "0.002": 1.5}}}, "only 2 rates were tried"),
         (CENTRAL, LONG, {"noise": 0.5}, "not decided"),
         (replace(CENTRAL, name="fig9_long_context-smoke"), LONG, {}, "scale: smoke scale"),
         (replace(CENTRAL, arms=COSINE), LONG, {}, "schedule: no decay branches: linear, softmax, power"),

@@ -1,27 +1,31 @@
 """Every preset of the paper runs at smoke scale, and is what its claims need at every scale."""
 
+from functools import cache
 from pathlib import Path
 
 import pytest
 
-from icl_eval import Experiment, load_runs
+from icl_eval import load_runs
 from icl_eval.claims import CLAIMS
 from icl_eval.experiment import Untrained
-from icl_eval.presets import load_preset, preset_files
+from icl_eval.minutes import total_minutes
+from icl_eval.presets import define_preset, load_preset, preset_files
 from icl_eval.run import run_experiment
+from icl_eval.tasks.text import sources, tasks
+from icl_eval.tasks.text.sources import SourceCodeReader
 from icl_eval.verdicts import verdicts
 
+DOCUMENT = Path(__file__).parents[2] / "docs" / "reproduce.md"
 UNTRAINED = ("tables", "fig6_kernels")
-TRAINED = sorted(preset_files().keys() - {"quickstart", *UNTRAINED})
+TRAINED = sorted(preset_files().keys() - {"quickstart", "state_frontier", *UNTRAINED})
 
 
 @pytest.fixture(autouse=True)
-def one_corpus_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A small corpus of the standard library's modules, in place of every installed package."""
-    from icl_eval.tasks.text import source_code
-
-    few = [(name, files[:1]) for name, files in source_code._packages() if name.startswith("stdlib/")][:80]
-    monkeypatch.setattr(source_code, "_packages", lambda: iter(few))
+def small_corpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some modules of the standard library in place of every installed package."""
+    few = [(name, files[:1]) for name, files in sources._packages() if name.startswith("stdlib/")][:80]
+    monkeypatch.setattr(sources, "_packages", lambda: iter(few))
+    monkeypatch.setattr(tasks, "_source_code", cache(SourceCodeReader))
 
 
 def test_every_claim_has_a_preset() -> None:
@@ -33,7 +37,6 @@ def test_every_claim_has_a_preset() -> None:
 @pytest.mark.parametrize("name", TRAINED)
 def test_smoke_runs_and_decides_nothing(name: str, tmp_path: Path) -> None:
     experiment = load_preset(name)
-    assert isinstance(experiment, Experiment)
     assert experiment.name == f"{name}-smoke"
     folder = run_experiment(experiment, tmp_path, device="cpu")
     runs = load_runs(folder)
@@ -49,7 +52,6 @@ def test_smoke_runs_and_decides_nothing(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", TRAINED)
 def test_budgets_match_at_scale(name: str, scale: str) -> None:
     experiment = load_preset(name, scale)
-    assert isinstance(experiment, Experiment)
     for arm in experiment.arms:
         assert abs(arm.schedule().mismatch) < 0.02, arm.name
     assert len({(arm.training.learning_rate, arm.training.betas) for arm in experiment.arms}) == 1
@@ -58,7 +60,7 @@ def test_budgets_match_at_scale(name: str, scale: str) -> None:
 def test_the_central_preset_mirrors_the_papers_weight_state_ratios() -> None:
     ratios = {
         arm.name: arm.model.flops_per_token(arm.task.seq_len).weight_state_ratio
-        for arm in load_preset("fig9_long_context", "h200").arms  # type: ignore[union-attr]
+        for arm in load_preset("fig9_long_context", "h200").arms
     }
     assert ratios["softmax"] < 1 / 8
     assert 0.5 < ratios["power"] < 2
@@ -67,9 +69,11 @@ def test_the_central_preset_mirrors_the_papers_weight_state_ratios() -> None:
 
 @pytest.mark.parametrize("name", UNTRAINED)
 def test_presets_without_training_say_where_the_answer_comes_from(name: str) -> None:
-    preset = load_preset(name)
+    preset = define_preset(name)
     assert isinstance(preset, Untrained)
     assert preset.commands
+    with pytest.raises(ValueError, match=f"the preset {name!r} trains nothing"):
+        load_preset(name)
 
 
 @pytest.mark.parametrize(
@@ -82,3 +86,10 @@ def test_presets_without_training_say_where_the_answer_comes_from(name: str) -> 
 def test_unknown_scales_are_named(arguments: tuple[str, str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         load_preset(*arguments)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_the_minutes_in_the_document_are_those_of_the_code(name: str) -> None:
+    row = next(line for line in DOCUMENT.read_text().splitlines() if line.startswith(f"| `{name}` |"))
+    claims = " ".join(claim.name for claim in CLAIMS if claim.preset == name) or "beyond the paper"
+    assert row == f"| `{name}` | {claims} | {total_minutes(load_preset(name, 'h200')):.0f} |"
