@@ -20,6 +20,7 @@ from icl_eval.commands.launching import (
     LauncherOption,
     OutOption,
     PresetArgument,
+    ScaleOption,
     TextOption,
     launch,
 )
@@ -60,8 +61,6 @@ TABLE_WIDTH = 130
 IS_MAIN_PROCESS = os.environ.get("RANK", "0") == "0"
 """Under torchrun one process speaks, draws and reports."""
 console = Console(width=max(Console().width, TABLE_WIDTH), quiet=not IS_MAIN_PROCESS)
-
-ScaleOption = Annotated[str | None, typer.Option(help="smoke, h200 or paper, where the preset has scales.")]
 
 
 @app.command("list")
@@ -135,7 +134,7 @@ def run(
         tracker=tracker,
         tuning=tuning,
     )
-    if IS_MAIN_PROCESS:
+    if IS_MAIN_PROCESS and any(folder.rglob("DONE")):
         finished = [run for run in load_runs(folder) if run.seed in experiment.seeds]
         console.print(f"\n{experiment.question}\n", highlight=False)
         _report(finished, folder)

@@ -14,6 +14,7 @@ from icl_eval.experiment import Experiment
 from icl_eval.launch import run_here, run_in_processes, run_on_ray
 
 PresetArgument = Annotated[str, typer.Argument(metavar="PRESET", help="A preset's name, or a Python file of yours.")]
+ScaleOption = Annotated[str | None, typer.Option(help="smoke, h200 or paper, where the preset has scales.")]
 OutOption = Annotated[Path, typer.Option(help="Folder for the experiment's folder.")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 TextOption = Annotated[Path | None, typer.Option(help="Files to put in place of every text of the preset.")]

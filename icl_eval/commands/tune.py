@@ -15,15 +15,18 @@ from icl_eval.commands.launching import (
     LauncherOption,
     OutOption,
     PresetArgument,
+    ScaleOption,
     TextOption,
     launch,
 )
+from icl_eval.experiment import Untrained
 from icl_eval.presets import load_preset, on_text
 from icl_eval.tuning import Grid, tune
 
 
 def tune_command(
     preset: PresetArgument,
+    scale: ScaleOption = None,
     out: OutOption = Path("runs"),
     ledger: Annotated[Path | None, typer.Option(help="The ledger; OUT/ledger.json if not given.")] = None,
     rates: Annotated[
@@ -39,7 +42,11 @@ def tune_command(
     """Try learning rates for every arm of a preset, equally many, and write what came out to a ledger."""
     console = Console()
     path = ledger or out / "ledger.json"
-    experiment = load_preset(preset) if text is None else on_text(load_preset(preset), text)
+    experiment = load_preset(preset, scale)
+    if isinstance(experiment, Untrained):
+        raise ValueError(f"{preset} trains nothing that could be tuned")
+    if text is not None:
+        experiment = on_text(experiment, text)
     grids = tune(
         experiment,
         out,
@@ -60,7 +67,8 @@ def tune_command(
     for name, grid in grids.items():
         if grid.at_edge:
             console.print(f"warning: the best rate of {name} lies at the edge of its grid", highlight=False)
-    console.print(f"\nicl-eval run {preset} --ledger {path}", highlight=False, soft_wrap=True)
+    chosen = "" if scale is None else f" --scale {scale}"
+    console.print(f"\nicl-eval run {preset}{chosen} --ledger {path}", highlight=False, soft_wrap=True)
 
 
 def _grid_table(grids: dict[str, Grid]) -> Table:
