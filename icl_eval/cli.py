@@ -134,7 +134,7 @@ def run(
         tracker=tracker,
         tuning=tuning,
     )
-    if IS_MAIN_PROCESS:
+    if IS_MAIN_PROCESS and any(folder.rglob("DONE")):
         finished = [run for run in load_runs(folder) if run.seed in experiment.seeds]
         console.print(f"\n{experiment.question}\n", highlight=False)
         _report(finished, folder)

@@ -149,7 +149,8 @@ def apply_ledger(experiment: Experiment, path: str | Path) -> tuple[Experiment, 
             "learning_rate": grid.best,
             "at_edge": grid.at_edge,
             "budget": budget,
-            "losses": {f"{entry['learning_rate']:g}": entry["loss"] for entry in grid.tries},
+            "learning_rates": grid.rates,
+            "losses": [entry["loss"] for entry in grid.tries],
         }
     return replace(experiment, arms=tuple(arms)), records
 

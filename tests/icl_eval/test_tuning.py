@@ -93,7 +93,7 @@ def test_a_run_takes_the_best_rate_and_records_where_it_came_from(tmp_path: Path
     (run,) = load_runs(run_experiment(tuned, tmp_path, device="cpu", tuning=records))
     assert run.config["tuning"] == {
         "learning_rate": 0.02, "at_edge": False, "budget": large.to_dict(),
-        "losses": {"0.01": 3.0, "0.02": 2.0, "0.04": None},
+        "learning_rates": [0.01, 0.02, 0.04], "losses": [3.0, 2.0, None],
     }  # fmt: skip
     harder = replace(ARM, task=replace(ARM.task, num_pairs=5))
     with pytest.raises(ValueError, match="arm 'mqar-softmax' is not in the ledger"):
