@@ -34,7 +34,7 @@ class Needle(LineTask):
     Needles with distinct keys and distinct numbers of 7 digits stand between sentences that are all different; the
     sequence ends with the first words of some needles, whose numbers are to be predicted, digit by digit. All other
     needles are distractors. Tokens are pieces of text (here between bars), blanks at the start fill up. With
-    ``num_needles=2`` and ``seq_len=44``, a sequence reads
+    ``num_needles=2``, ``num_queries=1`` and ``seq_len=43``, a sequence reads
 
         |One of the special magic numbers for |red |lamp| is: |1|0|4|7|5|9|2|.\\n|
         |The |old |fisher |found |the |pale |kite|.\\n|
@@ -58,7 +58,7 @@ class Needle(LineTask):
 
     seq_len: int = 512
     num_needles: int = 4
-    num_queries: int = 1
+    num_queries: int = 4
 
     def __post_init__(self) -> None:
         most = len(ADJECTIVES) * len(OBJECTS)

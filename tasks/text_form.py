@@ -138,7 +138,7 @@ def _made_up_words(rng: np.random.Generator, count: int) -> list[str]:
 
 
 TEXT_FORMS: dict[str, Callable[..., TextExample]] = {
-    "needle": partial(fitted, Needle),
+    "needle": partial(fitted, Needle, num_queries=1),
     "phonebook": partial(fitted, Phonebook),
     "variable_tracking": partial(fitted, VariableTracking),
     "recall": recall,

@@ -8,6 +8,7 @@ import pytest
 
 from icl_eval import load_runs
 from icl_eval.cli import main
+from icl_eval.tasks import TASKS
 
 DOCS = Path(__file__).parents[1] / "docs"
 FILES = {
@@ -52,3 +53,16 @@ def test_the_mixer_passes_its_check(
     shown = capsys.readouterr().out
     assert shown.count("  ok    ") == 7
     assert "note  gradients: none reaches q_proj.weight, k_proj.weight" in shown
+
+
+def test_the_text_form_of_the_tasks_page(capsys: pytest.CaptureFixture) -> None:
+    (block,) = re.findall(r"```python\n(.*?)```", (DOCS / "tasks.md").read_text(), flags=re.DOTALL)
+    exec(block, scope := {})
+    made = scope["made"]
+    assert made.answers[0] in made.choices
+    assert made.answers[0] in capsys.readouterr().out
+
+
+def test_the_tasks_page_names_every_task() -> None:
+    page = (DOCS / "tasks.md").read_text()
+    assert all(f"`{name}`" in page for name in TASKS)
