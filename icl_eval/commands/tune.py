@@ -19,7 +19,6 @@ from icl_eval.commands.launching import (
     TextOption,
     launch,
 )
-from icl_eval.experiment import Untrained
 from icl_eval.presets import load_preset, on_text
 from icl_eval.tuning import Grid, tune
 
