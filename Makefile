@@ -11,10 +11,10 @@ quickstart: $(VENV)/.installed
 	$(BIN)/icl-eval run quickstart
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -m "not gpu and not slow" -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu and not slow" -q -n auto
 
 test-slow: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -m slow -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -q
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
