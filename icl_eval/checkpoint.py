@@ -20,7 +20,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_state_dict,
 )
 
-from icl_eval.run_folder import write_atomically
+from icl_eval.run_folder import RunFolderError, write_atomically
 
 KEEP = 2
 """How many checkpoints of a run are kept."""
@@ -140,6 +140,42 @@ def _read(target: Path, model: nn.Module) -> tuple[Progress, dict[str, Tensor], 
     if _shapes(weights) != _shapes(model.state_dict()):
         raise ValueError("it belongs to another model")
     return Progress(**manifest["progress"]), weights, slots, rng
+
+
+def load_weights(folder: Path, model: nn.Module) -> None:
+    """Load the newest checkpoint's weights, and nothing else of it.
+
+    Raises:
+        RunFolderError: there is no checkpoint, it is damaged, or it belongs to another model.
+    """
+    digest, target = weights_hash(folder), _newest(folder)
+    try:
+        weights = _verified(target / "model.safetensors", digest)
+        if _shapes(weights) != _shapes(model.state_dict()):
+            raise ValueError("it belongs to another model")
+    except (OSError, ValueError, SafetensorError) as error:
+        raise RunFolderError(f"checkpoint {target} cannot be used: {error}") from error
+    model.load_state_dict(weights)
+
+
+def weights_hash(folder: Path) -> str:
+    """Hash of the newest checkpoint's weights.
+
+    Raises:
+        RunFolderError: there is no checkpoint, or its manifest is damaged.
+    """
+    target = _newest(folder)
+    try:
+        return json.loads((target / "manifest.json").read_text())["sha256"]["model.safetensors"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunFolderError(f"checkpoint {target} cannot be used: {error}") from error
+
+
+def _newest(folder: Path) -> Path:
+    found = sorted(folder.glob("step-*"))
+    if not found:
+        raise RunFolderError(f"{folder} holds no checkpoint: the model of this run was not kept")
+    return found[-1]
 
 
 def _verified(path: Path, digest: str) -> dict[str, Tensor]:
