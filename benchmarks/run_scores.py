@@ -2,8 +2,8 @@
 
     python benchmarks/run_scores.py RUNS --out results/state_frontier/scores.json
 
-For every arm: its state, what it spent, accuracy and loss (nats per scored token) of each seed over all held-out tokens,
-and the loss with its 95 % interval over documents and seeds. Runs that diverged are counted.
+For every arm: its state, what it spent, accuracy and loss (nats per scored token) of each seed over all held-out
+tokens, and the loss with its 95 % interval over documents and seeds. Runs that diverged are counted.
 """
 
 import argparse
