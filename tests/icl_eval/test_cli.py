@@ -89,7 +89,7 @@ def test_a_users_own_file_runs_plots_and_resumes(
         (["run", "quickstart", "--device", "gpu"], "device = 'gpu'"),
         (["run", "quickstart", "--launcher", "rya"], "unknown launcher 'rya'; did you mean 'ray'"),
         (["run", "quickstart", "--ledger", "nowhere.json"], "there is no ledger nowhere.json"),
-        (["tune", "tables"], "tables trains nothing that could be tuned"),
+        (["tune", "tables"], "the preset 'tables' trains nothing"),
         (["tune", "quickstart", "--rates", "1e-3;2e-3"], "--rates '1e-3;2e-3': must be numbers parted by commas"),
         (["plot", "nowhere"], "nowhere holds no finished run"),
         (["table", "wsf"], "unknown table 'wsf'; did you mean 'wsfr'"),

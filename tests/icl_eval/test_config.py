@@ -10,13 +10,13 @@ import pytest
 from icl_eval import Arm, Budget, Experiment, Training
 from icl_eval.config import Config, config_from_dict, lookup
 from icl_eval.models import ModelConfig, Power, Softmax
-from icl_eval.presets import load_preset, preset_files
+from icl_eval.presets import define_preset, load_preset, preset_files
 from icl_eval.tasks import MQAR, Files
 
 
 @pytest.mark.parametrize("preset", preset_files())
 def test_presets_build_and_round_trip_through_json(preset: str) -> None:
-    experiment = load_preset(preset)
+    experiment = define_preset(preset)
     assert config_from_dict(json.loads(json.dumps(experiment.to_dict()))) == experiment
     for arm in experiment.arms if isinstance(experiment, Experiment) else ():
         assert arm.schedule().steps >= 1

@@ -118,7 +118,7 @@ def test_batches_depend_on_seed_split_and_index_alone(function: str) -> None:
     [
         ({"seq_len": 5}, "seq_len = 5: must be even"),
         ({"noise": -1.0}, "noise = -1.0: must be at least 0"),
-        ({"function": "cubic"}, "function = 'cubic': must be 'linear', 'sparse' or 'network'"),
+        ({"function": "cubic"}, "function = 'cubic': must be 'linear' or 'sparse' or 'network'"),
         ({"function": "sparse", "nonzero": 30}, r"nonzero = 30: must be in \[1, dim = 20\]"),
     ],
 )

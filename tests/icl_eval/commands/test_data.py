@@ -138,7 +138,7 @@ def test_inspect_tells_documents_lengths_and_hash(
     ("arguments", "message"),
     [
         (["data", "inspect", "source_cod"], "unknown text task or path 'source_cod'; did you mean 'source_code'"),
-        (["data", "inspect", "tables"], "tables: none of its tasks is of files, hub, source_code"),
+        (["data", "inspect", "tables"], "the preset 'tables' trains nothing"),
         (["data", "inspect", "files"], "says where its documents are in a preset"),
         (["data", "inspect", "source_code", "--tokenizer", "byte"], "unknown tokenizer 'byte'; did you mean 'bytes'"),
         (["data", "inspect", "source_code", "--tokenizer", "bpe"], "vocab_size = None: must be between 257"),
