@@ -1,8 +1,10 @@
 """icl-eval: train matched-compute sequence models and measure what their context is worth, position by position.
 
 The public names load on first use, so that importing one room (``icl_eval.kernels``, say) does not import the others.
+lm-eval learns the model ``icl-eval`` by name only: neither torch nor lm-eval's evaluator is imported before it is used.
 """
 
+from contextlib import suppress
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -31,3 +33,9 @@ def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'icl_eval' has no attribute {name!r}")
     return getattr(import_module(_HOME[name]), name)
+
+
+with suppress(ModuleNotFoundError):
+    from lm_eval.api.registry import model_registry
+
+    model_registry.register("icl-eval", target="icl_eval.lm_eval_adapter:RunFolderLM")

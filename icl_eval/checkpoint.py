@@ -20,7 +20,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_state_dict,
 )
 
-from icl_eval.run_folder import write_atomically
+from icl_eval.run_folder import RunFolderError, write_atomically
 
 KEEP = 2
 """How many checkpoints of a run are kept."""
@@ -140,6 +140,26 @@ def _read(target: Path, model: nn.Module) -> tuple[Progress, dict[str, Tensor], 
     if _shapes(weights) != _shapes(model.state_dict()):
         raise ValueError("it belongs to another model")
     return Progress(**manifest["progress"]), weights, slots, rng
+
+
+def load_weights(folder: Path, model: nn.Module) -> str:
+    """Load the newest checkpoint's weights, and nothing else of it; returns their hash.
+
+    Raises:
+        RunFolderError: there is no checkpoint, it is damaged, or it belongs to another model.
+    """
+    found = sorted(folder.glob("step-*"))
+    if not found:
+        raise RunFolderError(f"{folder} holds no checkpoint: the model of this run was not kept")
+    try:
+        digests = json.loads((found[-1] / "manifest.json").read_text())["sha256"]
+        weights = _verified(found[-1] / "model.safetensors", digests["model.safetensors"])
+        if _shapes(weights) != _shapes(model.state_dict()):
+            raise ValueError("it belongs to another model")
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise RunFolderError(f"checkpoint {found[-1]} cannot be used: {error}") from error
+    model.load_state_dict(weights)
+    return digests["model.safetensors"]
 
 
 def _verified(path: Path, digest: str) -> dict[str, Tensor]:

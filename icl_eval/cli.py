@@ -26,6 +26,8 @@ from icl_eval.commands.launching import (
 )
 from icl_eval.commands.report import report
 from icl_eval.commands.tune import tune_command
+from icl_eval.commands.lm_eval import lm_eval
+from icl_eval.commands.path import path
 from icl_eval.config import lookup
 from icl_eval.experiment import Untrained
 from icl_eval.kernels.doctor import doctor as check_kernels
@@ -177,6 +179,8 @@ def doctor() -> None:
 
 app.command()(claims)
 app.command()(report)
+app.command("path")(path)
+app.command("lm-eval", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(lm_eval)
 
 
 def main() -> None:
