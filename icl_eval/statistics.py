@@ -106,6 +106,26 @@ def context_gain(runs: Sequence[Positions], early: int, snapshot: int = -1, metr
     return Estimate(*(bound[0] for bound in _interval(first.value - last.value, first.resamples - last.resamples)))
 
 
+def resampled_bins(
+    runs: Sequence[Positions],
+    groups: np.ndarray | None = None,
+    metric: Metric = "nll",
+    snapshot: int = -1,
+    confidence: float = CONFIDENCE,
+) -> np.ndarray:
+    """A metric in groups of bins as ``[1 + RESAMPLES, G]``: its values, then its resamples, paired over everything.
+
+    Args:
+        runs: of one arm.
+        groups: ``[bins, G]``, 1 where a bin belongs to a group; every bin for itself if not given.
+        confidence: of the intervals that will be read from the resamples.
+    """
+    sums, counts = _by_document(runs, metric, snapshot)
+    groups = np.eye(counts.shape[1]) if groups is None else groups
+    ratio = _resampled(sums @ groups, counts @ groups, confidence)
+    return np.concatenate([ratio.value[None], ratio.resamples])
+
+
 def _by_document(runs: Sequence[Positions], metric: Metric, snapshot: int) -> tuple[np.ndarray, np.ndarray]:
     """Sums ``[seeds, N, bins]`` and what they are divided by, ``[N, bins]``: scored tokens, or their bytes."""
     first = runs[0]

@@ -10,9 +10,7 @@ from icl_eval.models import Linear, ModelConfig, Power, Softmax, Transformer, Wi
 from icl_eval.run import run_experiment
 from icl_eval.tasks import Files
 
-AWKWARD = (
-    "naïve café\u0301 \U0001f600\U0001f469\u200d\U0001f680 日本語 \u202eabc\u202c \ufeff\x00 ﬁ Ω≈ç√ \r\n\t\u3000ß"
-)
+AWKWARD = "naïve café\u0301 \U0001f600\U0001f469\u200d\U0001f680 日本語 \u202eabc\u202c \ufeff\x00 ﬁ Ω≈ç√ \r\n\t\u3000ß"
 WORDS = ("the", "cat", "saw", "naïve", "café", "日本", "\U0001f600", "old", "lamp", "of", "Ωmega", "\n", "ship,", "is")
 
 

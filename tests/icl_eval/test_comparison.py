@@ -1,0 +1,79 @@
+"""Paired differences: what is there is found, what is not there is not, over all positions at once."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from icl_eval.comparison import compare
+from icl_eval.positions import Positions
+from tests.icl_eval.test_statistics import positions
+
+BINS = 12
+
+
+def arms(seed: int, names: str, documents: int, seeds: int = 1) -> dict[str, list[Positions]]:
+    """Arms on the same documents, each with losses of its own."""
+    rng = np.random.default_rng(seed)
+    common = rng.normal(3, 1, (documents, 1)) + rng.normal(0, 0.3, (documents, BINS)).cumsum(axis=1)
+    made = {}
+    for name in names:
+        own = common + rng.normal(0, 0.2, (documents, BINS)).cumsum(axis=1) / 2
+        made[name] = [positions(own + rng.normal(0, 0.1, (1, BINS))) for _ in range(seeds)]
+    return made
+
+
+@pytest.mark.parametrize(("names", "documents"), [("ab", 40), ("ab", 12), ("abc", 40)])
+def test_of_equal_arms_one_in_twenty_experiments_finds_any_difference(
+    names: str, documents: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over all positions and all pairs: the family-wise error, on 200 experiments in which there is none."""
+    monkeypatch.setattr("icl_eval.statistics.RESAMPLES", 500)
+    rng = np.random.default_rng(documents)
+    found = 0
+    for _ in range(200):
+        common = rng.normal(3, 1, (documents, 1))
+        made = {name: [positions(common + rng.normal(0, 0.2, (documents, BINS)).cumsum(axis=1) / 2)] for name in names}
+        found += any(difference.verdicts.any() for difference in compare(made))
+    assert 0.01 <= found / 200 <= 0.09
+
+
+def test_a_difference_is_found_where_it_is_and_nowhere_else() -> None:
+    rng = np.random.default_rng(0)
+    common = rng.normal(3, 1, (40, BINS))
+    first = common + rng.normal(0, 0.1, common.shape)
+    second = common + rng.normal(0, 0.1, common.shape) + 0.2 * (np.arange(BINS) >= 8)
+    (difference,) = compare({"a": [positions(first)], "b": [positions(second)]})
+    assert difference.verdicts.tolist() == [0] * 8 + [-1] * 4
+    np.testing.assert_allclose(difference.curve.estimate.value, (first - second).mean(axis=0))
+    assert (difference.curve.estimate.high - difference.curve.estimate.low).max() < 0.2, "paired: the documents' spread"
+
+
+def test_seeds_that_differ_widen_the_intervals() -> None:
+    one, three = arms(1, "ab", 40), arms(1, "ab", 40, seeds=3)
+    width = {
+        n: np.ptp(np.stack(compare(a)[0].curve.estimate[1:]), axis=0).mean()
+        for n, a in (("one", one), ("three", three))
+    }
+    assert width["three"] > width["one"]
+
+
+def test_a_baseline_is_compared_with_every_other_arm() -> None:
+    differences = compare(arms(2, "abc", 20), baseline="b")
+    assert [(d.first, d.second) for d in differences] == [("a", "b"), ("c", "b")]
+
+
+def test_other_documents_cannot_be_compared() -> None:
+    made = arms(3, "ab", 20)
+    made["b"] = [replace(made["b"][0], documents=np.arange(1, 21))]
+    with pytest.raises(ValueError, match="a and b were not measured on the same documents"):
+        compare(made)
+
+
+def test_bits_per_byte_of_one_text_in_two_tokenisers() -> None:
+    nats = np.random.default_rng(4).normal(3, 0.5, (20, BINS))
+    text = np.full((20, BINS), 40.0)
+    fine = replace(positions(nats, 40.0), document_bytes=text)
+    coarse = replace(positions(4 * nats, 10.0), document_bytes=text)
+    (difference,) = compare({"fine": [fine], "coarse": [coarse]}, "bits_per_byte")
+    np.testing.assert_allclose(difference.curve.estimate.value, 0, atol=1e-12)
