@@ -1,7 +1,7 @@
 """Causal language models behind one face: ours from run folders, and those of Hugging Face."""
 
+import hashlib
 import inspect
-import json
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -35,6 +35,9 @@ class CausalModel(Protocol):
         state after them. ``None`` is the state before the first token; a state that was read from is spent.
         """
 
+    def state_elements(self, state: Any, context: int) -> int:
+        """What the state of one sequence holds after ``context`` tokens."""
+
 
 class TrainedModel:
     """One of our models.
@@ -43,19 +46,30 @@ class TrainedModel:
         model: the module, its weights loaded.
         device: where it runs.
         trained_context: tokens of the sequences it was trained on.
+        dtype: of its arithmetic; weights stay in float32.
     """
 
-    max_context = None
+    max_context: int | None = None
 
-    def __init__(self, model: LanguageModel, device: torch.device, trained_context: int | None = None):
+    def __init__(
+        self,
+        model: LanguageModel,
+        device: torch.device,
+        trained_context: int | None = None,
+        dtype: torch.dtype = torch.float32,
+    ):
         self.model = model.to(device).eval()
-        self.trained_context = trained_context
+        self.trained_context, self._dtype = trained_context, dtype
         self.vocab_size, self.device = model.config.vocab_size, device
 
     @torch.no_grad()
     def read(self, tokens: Tensor, state: Any, *, logits: bool = True) -> tuple[Tensor | None, Any]:
-        hidden, state = self.model.hidden(tokens, state)
-        return self.model.head(hidden) if logits else None, state
+        with torch.autocast(self.device.type, self._dtype, enabled=self._dtype != torch.float32):
+            hidden, state = self.model.hidden(tokens, state)
+            return self.model.head(hidden) if logits else None, state
+
+    def state_elements(self, state: Any, context: int) -> int:
+        return self.model.state_size(context).mathematical
 
 
 class HuggingFaceModel:
@@ -72,15 +86,21 @@ class HuggingFaceModel:
         self.vocab_size, self.device = config.vocab_size, device
         self.trained_context = getattr(config, "max_position_embeddings", None)
         self.max_context = self.trained_context if _learned_positions(model, self.trained_context) else None
-        self._can_skip = "logits_to_keep" in inspect.signature(model.forward).parameters
+        parameters = inspect.signature(model.forward).parameters
+        self._can_skip = "logits_to_keep" in parameters
+        self._cache = "cache" if "cache" in parameters else "past_key_values"
 
     @torch.no_grad()
     def read(self, tokens: Tensor, state: Any, *, logits: bool = True) -> tuple[Tensor | None, Any]:
         keep = {"logits_to_keep": 1} if self._can_skip and not logits else {}
-        out = self.model(input_ids=tokens, past_key_values=state, use_cache=True, **keep)
-        if out.get("past_key_values") is None:
+        out = self.model(input_ids=tokens, use_cache=True, **{self._cache: state}, **keep)
+        if out.get(self._cache) is None:
             raise ValueError(f"{type(self.model).__name__} keeps no key-value cache, so it cannot be read in pieces")
-        return out.logits if logits else None, out.past_key_values
+        return out.logits if logits else None, out[self._cache]
+
+    def state_elements(self, state: Any, context: int) -> int:
+        tensors = [x for layer in state.layers for x in vars(layer).values() if isinstance(x, Tensor) and x.ndim > 1]
+        return sum(tensor[0].numel() for tensor in tensors)
 
 
 def _learned_positions(model: Any, context: int | None) -> bool:
@@ -97,16 +117,14 @@ class Trained(NamedTuple):
     Attributes:
         model, tokenizer: what reads, and how text becomes what it reads.
         run: where it came from.
-        sha256: of the weights.
     """
 
     model: TrainedModel
     tokenizer: TextTokenizer
     run: Run
-    sha256: str
 
 
-def load_trained(path: str | Path, device: torch.device) -> Trained:
+def load_trained(path: str | Path, device: torch.device, dtype: torch.dtype = torch.float32) -> Trained:
     """The model of a finished run.
 
     Raises:
@@ -117,8 +135,8 @@ def load_trained(path: str | Path, device: torch.device) -> Trained:
         raise RunFolderError(f"the run in {run.path} diverged: there is no model to evaluate")
     model = run.arm.model.build()
     tokenizer = run_tokenizer(run)
-    sha256 = load_weights(run.path / "checkpoint", ScoredLoss(model))
-    return Trained(TrainedModel(model, device, run.arm.task.seq_len), tokenizer, run, sha256)
+    load_weights(run.path / "checkpoint", ScoredLoss(model))
+    return Trained(TrainedModel(model, device, run.arm.task.seq_len, dtype), tokenizer, run)
 
 
 def run_tokenizer(run: Run) -> TextTokenizer:
@@ -142,36 +160,67 @@ def run_tokenizer(run: Run) -> TextTokenizer:
     return tokenizer
 
 
-def load_pretrained(
-    name: str, device: torch.device, *, dtype: torch.dtype, trust_remote_code: bool = False, offline: bool = False
-) -> tuple[HuggingFaceModel, TextTokenizer]:
-    """A model and its tokeniser from a local folder or from the hub; no code of theirs runs unless trusted.
+class Pretrained:
+    """A model of the ``transformers`` library, in a local folder or on the hub, that is yet to be loaded.
+
+    No code that comes with it runs unless it is trusted.
+
+    Args:
+        name: folder, or name on the hub.
+        trust_remote_code: whether code that comes with it may run.
+        offline: whether to keep from the network.
 
     Raises:
-        ValueError: ``transformers`` is missing, or the model cannot be loaded, or not without running its code.
+        ValueError: ``transformers`` is missing, there is no such model, it wants to run its own code, or its tokeniser
+            does not say which bytes a token stands for.
     """
-    try:
+
+    def __init__(self, name: str, *, trust_remote_code: bool = False, offline: bool = False):
+        try:
+            import transformers
+        except ImportError:
+            raise ValueError(f"{name} needs the package transformers: pip install 'icl-eval[hf]'") from None
+        transformers.utils.logging.disable_progress_bar()
+        self.name = name
+        self._options = {"trust_remote_code": trust_remote_code, "local_files_only": offline or Path(name).is_dir()}
+        self.config = self._load(transformers.AutoConfig)
+        fast = self._load(transformers.AutoTokenizer)
+        if not hasattr(fast, "backend_tokenizer"):
+            raise ValueError(f"{name}: its tokeniser {type(fast).__name__} does not say which bytes a token stands for")
+        first = next(iter(fast("a")["input_ids"]), None)
+        prefix = first if first is not None and first == fast.bos_token_id else None
+        self.tokenizer = SubwordTokenizer(fast.backend_tokenizer, prefix=prefix, end_of_text=fast.eos_token_id)
+        text_config = self.config.get_text_config()
+        self.trained_context = getattr(text_config, "max_position_embeddings", None)
+        check_vocabulary(self.tokenizer, text_config.vocab_size, name)
+
+    def load(self, device: torch.device, dtype: torch.dtype) -> HuggingFaceModel:
+        """The model, its weights in ``dtype``."""
         import transformers
-    except ImportError:
-        raise ValueError(f"{name} needs the package transformers: pip install 'icl-eval[hf]'") from None
-    options = {"trust_remote_code": trust_remote_code, "local_files_only": offline or Path(name).is_dir()}
-    if not trust_remote_code and _wants_code(name):
-        raise ValueError(f"{name} brings code of its own, which runs only with --trust-remote-code")
-    try:
-        model = transformers.AutoModelForCausalLM.from_pretrained(name, dtype=dtype, **options)
-        fast = transformers.AutoTokenizer.from_pretrained(name, **options)
-    except (OSError, ValueError, ImportError, KeyError) as error:
-        offline_hint = " (the network was not used)" if options["local_files_only"] else ""
-        raise ValueError(f"cannot load {name}{offline_hint}: {_first_line(error)}") from error
-    backend = getattr(fast, "backend_tokenizer", None)
-    if backend is None:
-        raise ValueError(f"{name}: its tokeniser {type(fast).__name__} does not say which bytes a token stands for")
-    first = next(iter(fast("a")["input_ids"]), None)
-    prefix = first if first is not None and first == fast.bos_token_id else None
-    tokenizer = SubwordTokenizer(backend, prefix=prefix, end_of_text=fast.eos_token_id)
-    causal = HuggingFaceModel(model, device)
-    check_vocabulary(tokenizer, causal.vocab_size, name)
-    return causal, tokenizer
+
+        return HuggingFaceModel(self._load(transformers.AutoModelForCausalLM, dtype=dtype), device)
+
+    def revision(self) -> str:
+        """Commit on the hub, or hash of the weights' files in the folder."""
+        if not Path(self.name).is_dir():
+            return str(getattr(self.config, "_commit_hash", None))
+        digest = hashlib.sha256()
+        for file in sorted(Path(self.name).glob("*")):
+            if file.suffix in (".safetensors", ".bin"):
+                with file.open("rb") as weights:
+                    digest.update(hashlib.file_digest(weights, "sha256").digest())
+        return digest.hexdigest()
+
+    def _load(self, kind: Any, **options: Any) -> Any:
+        try:
+            return kind.from_pretrained(self.name, **self._options, **options)
+        except (OSError, ValueError, ImportError, KeyError) as error:
+            if "trust_remote_code" in str(error):
+                raise ValueError(
+                    f"{self.name} brings code of its own, which runs only with --trust-remote-code"
+                ) from None
+            without = " without the network" if self._options["local_files_only"] else ""
+            raise ValueError(f"cannot load {self.name}{without}: {str(error).strip().splitlines()[0]}") from error
 
 
 def check_vocabulary(tokenizer: TextTokenizer, vocab_size: int, name: str) -> None:
@@ -181,15 +230,3 @@ def check_vocabulary(tokenizer: TextTokenizer, vocab_size: int, name: str) -> No
             f"{name}: its tokeniser has {tokenizer.num_tokens:,} tokens, the model {vocab_size:,}: they do not belong "
             "together"
         )
-
-
-def _wants_code(name: str) -> bool:
-    file = Path(name) / "config.json"
-    try:
-        return "auto_map" in json.loads(file.read_text())
-    except (OSError, ValueError):
-        return False
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0]

@@ -142,24 +142,40 @@ def _read(target: Path, model: nn.Module) -> tuple[Progress, dict[str, Tensor], 
     return Progress(**manifest["progress"]), weights, slots, rng
 
 
-def load_weights(folder: Path, model: nn.Module) -> str:
-    """Load the newest checkpoint's weights, and nothing else of it; returns their hash.
+def load_weights(folder: Path, model: nn.Module) -> None:
+    """Load the newest checkpoint's weights, and nothing else of it.
 
     Raises:
         RunFolderError: there is no checkpoint, it is damaged, or it belongs to another model.
     """
+    digest, target = weights_hash(folder), _newest(folder)
+    try:
+        weights = _verified(target / "model.safetensors", digest)
+        if _shapes(weights) != _shapes(model.state_dict()):
+            raise ValueError("it belongs to another model")
+    except (OSError, ValueError, SafetensorError) as error:
+        raise RunFolderError(f"checkpoint {target} cannot be used: {error}") from error
+    model.load_state_dict(weights)
+
+
+def weights_hash(folder: Path) -> str:
+    """Hash of the newest checkpoint's weights.
+
+    Raises:
+        RunFolderError: there is no checkpoint, or its manifest is damaged.
+    """
+    target = _newest(folder)
+    try:
+        return json.loads((target / "manifest.json").read_text())["sha256"]["model.safetensors"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunFolderError(f"checkpoint {target} cannot be used: {error}") from error
+
+
+def _newest(folder: Path) -> Path:
     found = sorted(folder.glob("step-*"))
     if not found:
         raise RunFolderError(f"{folder} holds no checkpoint: the model of this run was not kept")
-    try:
-        digests = json.loads((found[-1] / "manifest.json").read_text())["sha256"]
-        weights = _verified(found[-1] / "model.safetensors", digests["model.safetensors"])
-        if _shapes(weights) != _shapes(model.state_dict()):
-            raise ValueError("it belongs to another model")
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise RunFolderError(f"checkpoint {found[-1]} cannot be used: {error}") from error
-    model.load_state_dict(weights)
-    return digests["model.safetensors"]
+    return found[-1]
 
 
 def _verified(path: Path, digest: str) -> dict[str, Tensor]:

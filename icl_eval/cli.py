@@ -13,6 +13,7 @@ from icl_eval.commands import data
 from icl_eval.commands import mixer as mixer_commands
 from icl_eval.commands import task as task_commands
 from icl_eval.commands.claims import claims
+from icl_eval.commands.compare import compare
 from icl_eval.commands.launching import (
     DeviceOption,
     GpusOption,
@@ -24,25 +25,22 @@ from icl_eval.commands.launching import (
     TextOption,
     launch,
 )
+from icl_eval.commands.lm_eval import lm_eval
+from icl_eval.commands.measure import measure
+from icl_eval.commands.path import path
 from icl_eval.commands.report import report
 from icl_eval.commands.tune import tune_command
-from icl_eval.commands.lm_eval import lm_eval
-from icl_eval.commands.path import path
 from icl_eval.config import lookup
 from icl_eval.experiment import Untrained
 from icl_eval.kernels.doctor import doctor as check_kernels
 from icl_eval.minutes import ASSUMPTION, total_minutes
 from icl_eval.models import MIXERS
-from icl_eval.plots import plot_all
 from icl_eval.presets import define_preset, load_preset, on_text, preset_files
-from icl_eval.run_folder import Run, RunFolderError, load_runs
+from icl_eval.run_folder import RunFolderError, load_runs
+from icl_eval.summary import summarise
 from icl_eval.tables import (
-    bits_per_byte,
-    in_context_learning,
-    loss_units,
     matches,
     plan_table,
-    results_table,
     state_table,
     states_needed,
     wsfr_table,
@@ -139,7 +137,7 @@ def run(
     if IS_MAIN_PROCESS and any(folder.rglob("DONE")):
         finished = [run for run in load_runs(folder) if run.seed in experiment.seeds]
         console.print(f"\n{experiment.question}\n", highlight=False)
-        _report(finished, folder)
+        summarise(finished, folder, console)
     if failures:
         raise RunFolderError(f"runs failed: {'; '.join(failures.values())}")
     return None
@@ -159,7 +157,7 @@ def plot(
     """Draw the figures and print the table of finished runs."""
     if preset is not None:
         load_preset(preset)
-    _report(load_runs(runs), out or runs[0])
+    summarise(load_runs(runs), out or runs[0], console)
 
 
 @app.command()
@@ -179,7 +177,9 @@ def doctor() -> None:
 
 app.command()(claims)
 app.command()(report)
-app.command("path")(path)
+app.command()(measure)
+app.command()(compare)
+app.command()(path)
 app.command("lm-eval", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(lm_eval)
 
 
@@ -192,20 +192,6 @@ def main() -> None:
             raise
         Console(stderr=True).print(f"error: {error}", highlight=False, soft_wrap=True, markup=False)
         sys.exit(2)
-
-
-def _report(runs: list[Run], out: Path) -> None:
-    console.print(results_table(runs))
-    seeds = {run.seed for run in runs}
-    spread = (
-        f"over held-out documents and {len(seeds)} seeds" if len(seeds) > 1 else "over held-out documents (one seed)"
-    )
-    console.print(f"Losses per scored token, in {loss_units(runs)}; 95 % intervals by bootstrap {spread}.")
-    for sentence in (*in_context_learning(runs), *bits_per_byte(runs)):
-        console.print(sentence, highlight=False)
-    console.print("\nfigures:")
-    for file in plot_all(runs, out):
-        console.print(f"  {file}", highlight=False)
 
 
 def _nothing_to_train(preset: Untrained) -> None:

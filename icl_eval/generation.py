@@ -46,20 +46,20 @@ class Decoding:
         lengths = [int(rest.pop(name)) for name in _LENGTHS if name in rest]
         sample = rest.pop("do_sample", None)
         temperature = float(rest.pop("temperature", 1.0 if sample else 0.0))
-        options = {
-            "until": (until,) if isinstance(until, str) else tuple(until),
-            "temperature": 0.0 if sample is False else temperature,
-            "top_k": int(rest.pop("top_k", 0)),
-            "top_p": float(rest.pop("top_p", 1.0)),
-            **({"max_new_tokens": min(lengths)} if lengths else {}),
-        }
+        top_k, top_p = int(rest.pop("top_k", 0)), float(rest.pop("top_p", 1.0))
         for name, value in rest.items():
             if name not in _NEUTRAL:
                 known = {*_LENGTHS, "until", "do_sample", "temperature", "top_k", "top_p"}
                 raise ValueError(f"unknown generation argument {name!r}; {did_you_mean(name, known)}")
             if value != _NEUTRAL[name]:
                 raise ValueError(f"generation argument {name} = {value!r}: must be {_NEUTRAL[name]!r}")
-        return cls(**options)
+        return cls(
+            until=(until,) if isinstance(until, str) else tuple(until),
+            max_new_tokens=min(lengths, default=cls.max_new_tokens),
+            temperature=0.0 if sample is False else temperature,
+            top_k=top_k,
+            top_p=top_p,
+        )
 
 
 def generate(

@@ -13,6 +13,7 @@ from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
 
 from icl_eval.causal import load_trained
+from icl_eval.checkpoint import weights_hash
 from icl_eval.generation import Decoding, generate
 from icl_eval.presets import load_preset
 from icl_eval.request_cache import RequestCache
@@ -66,12 +67,13 @@ class RunFolderLM(LM):
         if preset is not None:
             load_preset(preset)
         target = make_accelerator((device or "auto").split(":")[0]).device
-        self.model, self.tokenizer, self.run, self.sha256 = load_trained(run, target)
+        self.model, self.tokenizer, self.run = load_trained(run, target)
         most = max_batch_size if batch_size is None or str(batch_size).startswith("auto") else batch_size
         self._most = None if most is None else int(most)
         self._device, self._seed = target, seed
-        file = self.run.path / "lm_eval" / f"answers-{self.sha256[:8]}.jsonl" if resume else None
-        self._cache = RequestCache(file, f"{self.sha256} {target.type}")
+        sha256 = weights_hash(self.run.path / "checkpoint")
+        file = self.run.path / "lm_eval" / f"answers-{sha256[:8]}.jsonl" if resume else None
+        self._cache = RequestCache(file, f"{sha256} {target.type}")
 
     @property
     def tokenizer_name(self) -> str:
@@ -138,7 +140,7 @@ class RunFolderLM(LM):
 
     def _score(self, pairs: dict[str, Pair]) -> list[tuple[float, bool]]:
         first = min(pair.first for pair in pairs.values())
-        nll, greedy = score(self.model, padded([pair.tokens for pair in pairs.values()]), first=first)
+        nll, greedy, _ = score(self.model, padded([pair.tokens for pair in pairs.values()]), first=first)
         spans = [(row, slice(pair.first, len(pair.tokens))) for row, pair in enumerate(pairs.values())]
         return [(-float(nll[row, span].sum()), bool(greedy[row, span].all())) for row, span in spans]
 

@@ -6,7 +6,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from icl_eval.models import LanguageModel
-from icl_eval.positions import Measurement, log_bin_edges
+from icl_eval.positions import Measurement
+from icl_eval.tally import Tally
 from icl_eval.tasks import Source, TextSource
 
 
@@ -41,10 +42,7 @@ def measure(
     model.eval()
     batches = [source.batch("heldout", index, batch_size) for index in range(num_sequences // batch_size)]
     documents = np.unique(np.concatenate([batch.document.numpy() for batch in batches]))
-    edges = log_bin_edges(num_positions)
-    num_bins = len(edges) - 1
-    by_position = np.zeros((4, num_positions))
-    by_document = np.zeros((4, len(documents) * num_bins))
+    tally = Tally(documents, num_positions)
     token_bytes = source.token_bytes() if isinstance(source, TextSource) else None
     for first in range(0, len(batches), accelerator.num_processes):
         mine = first + accelerator.process_index
@@ -54,33 +52,16 @@ def measure(
         if mine >= len(batches):
             continue  # a sharded model needs every process whenever one calls it
         scored = batch.scored.numpy()
-        values = nll.double().cpu().numpy()[scored]
-        hits = correct.double().cpu().numpy()[scored]
-        position = batch.position.numpy()[scored]
-        row = np.searchsorted(documents, np.broadcast_to(batch.document.numpy()[:, None], scored.shape)[scored])
-        cell = row * num_bins + np.searchsorted(edges, position, side="right") - 1
-        for total, weights in zip(by_position, (values, values**2, hits, np.ones_like(values)), strict=True):
-            total += np.bincount(position, weights, num_positions)
-        size = np.zeros_like(values) if token_bytes is None else token_bytes[batch.targets.numpy()[scored]]
-        for total, weights in zip(by_document, (values, hits, np.ones_like(values), size), strict=True):
-            total += np.bincount(cell, weights, len(total))
+        targets = batch.targets.numpy()[scored]
+        tally.add(
+            np.broadcast_to(batch.document.numpy()[:, None], scored.shape)[scored],
+            batch.position.numpy()[scored],
+            nll.double().cpu().numpy()[scored],
+            correct.double().cpu().numpy()[scored],
+            np.zeros(len(targets)) if token_bytes is None else token_bytes[targets],
+        )
     model.train(training)
-    nll_sum, nll_square_sum, hit_sum, count = _reduce(by_position, accelerator)
-    document_nll, document_hits, document_count, document_bytes = _reduce(by_document, accelerator).reshape(
-        4, -1, num_bins
-    )
-    return Measurement(
-        nll_sum=nll_sum,
-        nll_square_sum=nll_square_sum,
-        correct=hit_sum,
-        count=count,
-        documents=documents,
-        bin_edges=edges,
-        document_nll_sum=document_nll,
-        document_correct=document_hits,
-        document_count=document_count,
-        document_bytes=None if token_bytes is None else document_bytes,
-    )
+    return tally.measurement(text=token_bytes is not None, reduce=lambda total: _reduce(total, accelerator))
 
 
 def _reduce(total: np.ndarray, accelerator: Accelerator) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
@@ -16,9 +17,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from icl_eval.experiment import Arm
+from icl_eval.measured import Documents, MeasuredArm
+from icl_eval.models import ModelConfig
 from icl_eval.positions import Positions
 from icl_eval.run_folder import Run, RunFolderError
-from icl_eval.statistics import Estimate, best_context_loss, curve, overall
+from icl_eval.statistics import Estimate, Metric, best_context_loss, curve, overall
 from icl_eval.tasks import Task
 
 # Okabe and Ito's palette, told apart with any colour vision; a mixer keeps its colour in every figure.
@@ -36,7 +39,7 @@ class Group(NamedTuple):
     share a name.
     """
 
-    arm: Arm
+    arm: Arm | MeasuredArm
     runs: list[Run]
     name: str
 
@@ -56,7 +59,9 @@ def group_runs(runs: Iterable[Run]) -> dict[Task, list[Group]]:
     tasks: dict[Task, list[Group]] = {}
     for _, same in groupby(runs, key=lambda run: (run.path.parent, run.name)):
         members = list(same)
-        tasks.setdefault(members[0].arm.task, []).append(Group(members[0].arm, members, members[0].arm.model.label))
+        arm = members[0].arm
+        name = arm.model.label if isinstance(arm, Arm) else arm.name
+        tasks.setdefault(arm.task, []).append(Group(arm, members, name))
     for groups in tasks.values():
         names = [group.name for group in groups]
         groups[:] = [g._replace(name=g.arm.name) if names.count(g.name) > 1 else g for g in groups]
@@ -69,11 +74,12 @@ def plot_all(runs: Sequence[Run], folder: Path) -> list[Path]:
     Raises:
         RunFolderError: the folder cannot be written.
     """
-    figures = {
+    figures: dict[str, Callable[[Sequence[Run]], Figure]] = {
         "loss_by_position.png": plot_loss_by_position,
         "score_by_state.png": plot_score_by_state,
-        "training.png": plot_training,
     }
+    if any(isinstance(run.arm, Arm) for run in runs):
+        figures["training.png"] = plot_training
     files = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -99,17 +105,18 @@ def plot_loss_by_position(runs: Sequence[Run]) -> Figure:
             if not group.positions:
                 ax.plot([], [], label=group.label, **style)
                 continue
-            line = curve(group.positions)
+            positions = [_well_read(p) if isinstance(task, Documents) else p for p in group.positions]
+            line = curve(positions, metric_of(task))
             ax.plot(line.center, line.estimate.value, label=group.label, **style)
             ax.fill_between(line.center, line.estimate.low, line.estimate.high, color=style["color"], alpha=0.2, lw=0)
-        positions = np.arange(1, task.num_positions)
-        optimum = task.optimum(positions)
+        axis = np.arange(1, task.num_positions)
+        optimum = task.optimum(axis)
         if optimum is not None:
-            ax.plot(positions, optimum, color="0.3", ls="--", lw=1, label="best possible")
+            ax.plot(axis, optimum, color="0.3", ls="--", lw=1, label="best possible")
             ax.axhline(task.chance(), color="0.3", ls=":", lw=1, label="chance")
-        for (name, loss), dashes in zip(task.anchors(positions).items(), ANCHOR_DASHES, strict=False):
-            ax.plot(positions, loss, color="0.55", ls=dashes, lw=1, label=name)
-        ax.set(xlabel=task.position_label, ylabel=f"held-out loss ({task.loss_unit} per scored token)")
+        for (name, loss), dashes in zip(task.anchors(axis).items(), ANCHOR_DASHES, strict=False):
+            ax.plot(axis, loss, color="0.55", ls=dashes, lw=1, label=name)
+        ax.set(xlabel=task.position_label, ylabel=f"held-out loss ({loss_label(task)})")
         log_axis(ax)
 
     return _panels(runs, draw)
@@ -137,9 +144,9 @@ def plot_score_by_state(runs: Sequence[Run]) -> Figure:
         if _is_recall(task):
             ax.set(ylabel="held-out accuracy", ylim=(0, 1.05))
         elif optimum is None and task.loss == "cross_entropy":
-            ax.set_ylabel(f"best-context loss ({task.loss_unit} per scored token)")
+            ax.set_ylabel(f"best-context loss ({loss_label(task)})")
         else:
-            ax.set_ylabel(f"held-out loss ({task.loss_unit} per scored token)")
+            ax.set_ylabel(f"held-out loss ({loss_label(task)})")
             counts = [group.positions[0].count for group in groups if group.positions]
             if counts and optimum is not None:
                 ax.axhline(np.average(optimum, weights=counts[0]), color="0.3", ls="--", lw=1, label="best possible")
@@ -157,8 +164,10 @@ def _family_label(members: Sequence[Group]) -> str:
 
 def _state_bytes(group: Group) -> int:
     """Bytes of the whole model's state at the task's context, in the precision that it was trained in."""
-    activation_bytes = 2 if group.runs[0].config["precision"] == "bf16" else 4
-    return group.arm.model.state_size(group.arm.task.seq_len).bytes(activation_bytes)
+    config = group.runs[0].config
+    if isinstance(group.arm, MeasuredArm):
+        return config["costs"]["state_bytes"]
+    return group.arm.model.state_size(group.arm.task.seq_len).bytes(2 if config["precision"] == "bf16" else 4)
 
 
 def _is_recall(task: Task) -> bool:
@@ -172,7 +181,7 @@ def _score(group: Group) -> Estimate:
     if _is_recall(task):
         return overall(group.positions, "accuracy")
     known = task.optimum(np.arange(1)) is not None or task.loss == "squared_error"
-    return overall(group.positions) if known else best_context_loss(group.positions).estimate
+    return overall(group.positions) if known else best_context_loss(group.positions, metric=metric_of(task)).estimate
 
 
 def _bytes(size: float) -> str:
@@ -185,7 +194,7 @@ def _bytes(size: float) -> str:
 
 def plot_training(runs: Sequence[Run]) -> Figure:
     """Best-context loss against training FLOPs and against seconds of training, a column a task."""
-    tasks = group_runs(runs)
+    tasks = group_runs(run for run in runs if isinstance(run.arm, Arm))
     titles = panel_titles(tasks)
     figure, axes = new_figure(rows=2, columns=len(tasks))
     for column, (task, groups) in enumerate(tasks.items()):
@@ -200,7 +209,7 @@ def plot_training(runs: Sequence[Run]) -> Figure:
                 x = np.mean([getattr(p, spent) for p in positions], axis=0) if points else []
                 ax.plot(x, value, label=group.label, **style)
                 ax.fill_between(x, low, high, color=style["color"], alpha=0.2, lw=0)
-            ax.set(xlabel=label, ylabel=f"best-context loss ({task.loss_unit} per scored token)")
+            ax.set(xlabel=label, ylabel=f"best-context loss ({loss_label(task)})")
             if row == 0:
                 ax.set_title(titles[task])
             log_axis(ax, base=10)
@@ -219,6 +228,28 @@ def _panels(runs: Sequence[Run], draw: Callable[[Axes, Task, list[Group]], None]
     return figure
 
 
+def _well_read(positions: Positions) -> Positions:
+    """Without the bins that fewer than half of the documents reach: texts end after unequal numbers of tokens."""
+    reached = (positions.document_count > 0).mean(axis=0)
+    kept = reached >= reached.max() / 2
+    size = positions.document_bytes
+    return replace(
+        positions,
+        document_count=positions.document_count * kept,
+        document_bytes=None if size is None else size * kept,
+    )
+
+
+def metric_of(task: Task) -> Metric:
+    """What models are compared by: the loss, or bits per byte where they read one text with any tokenisers."""
+    return task.metric if isinstance(task, Documents) else "nll"
+
+
+def loss_label(task: Task) -> str:
+    """What losses are in."""
+    return "bits per byte" if metric_of(task) == "bits_per_byte" else f"{task.loss_unit} per scored token"
+
+
 def new_figure(rows: int, columns: int) -> tuple[Figure, np.ndarray]:
     """A figure in the house's style, and its axes ``[rows, columns]``."""
     mpl.use("Agg")
@@ -231,6 +262,9 @@ def panel_titles(tasks: Iterable[Task]) -> dict[Task, str]:
     known = list(tasks)
     titles = {}
     for task in known:
+        if isinstance(task, Documents):
+            titles[task] = f"documents, context up to {task.seq_len:,} {task.unit}"
+            continue
         fields = task.to_dict()
         namesakes = [other.to_dict() for other in known if type(other) is type(task) and other.seq_len == task.seq_len]
         differing = [f"{name} {value}" for name, value in fields.items() if any(o[name] != value for o in namesakes)]
@@ -243,7 +277,8 @@ def arm_styles(groups: Sequence[Group]) -> list[dict]:
     styles: list[dict] = []
     taken: list[str] = []
     for group in groups:
-        mixer = group.arm.model.mixers[0].name
+        model = group.arm.model
+        mixer = model.mixers[0].name if isinstance(model, ModelConfig) else model.label
         color = _COLORS.get(mixer, _OTHERS[crc32(mixer.encode()) % len(_OTHERS)])
         dashes = ("-", "--", "-.", ":")[taken.count(mixer) % 4]
         styles.append({"color": color, "marker": _MARKERS.get(mixer, "v"), "ls": dashes, "ms": 5, "lw": 1.6})

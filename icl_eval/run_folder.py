@@ -190,7 +190,12 @@ class Run:
 
     @cached_property
     def arm(self) -> Any:
-        """The arm as an ``icl_eval.Arm``; needs the user's own classes to be defined if it uses any."""
+        """The arm as an ``icl_eval.Arm``, or a ``MeasuredArm`` where nothing was trained.
+
+        Needs the user's own classes to be defined if it uses any.
+        """
+        import icl_eval.measured  # noqa: F401 (defines the classes)
+
         try:
             return config_from_dict(self.config["arm"])
         except ValueError as error:

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -23,9 +23,21 @@ def chunk_tokens(model: CausalModel, batch_size: int) -> int:
     return int(np.clip(LOGIT_ELEMENTS // (model.vocab_size * batch_size), 16, MAX_CHUNK))
 
 
-def score(
-    model: CausalModel, tokens: Tensor, *, first: int = 1, chunk: int | None = None
-) -> tuple[np.ndarray, np.ndarray]:
+class Scores(NamedTuple):
+    """Losses of a batch of sequences.
+
+    Attributes:
+        nll: float64 ``[B, T]`` nats; 0 where not scored.
+        greedy: bool ``[B, T]``, whether the token is the likeliest; ``False`` where not scored.
+        state_elements: what the model carried for one sequence at the end.
+    """
+
+    nll: np.ndarray
+    greedy: np.ndarray
+    state_elements: int
+
+
+def score(model: CausalModel, tokens: Tensor, *, first: int = 1, chunk: int | None = None) -> Scores:
     """Negative log-likelihood of every token given those before it, read in pieces with the state carried.
 
     Args:
@@ -33,10 +45,6 @@ def score(
         tokens: int64 ``[B, T]`` on the CPU; rows may end in padding, which changes nothing before it.
         first: first token to be scored, at least 1.
         chunk: tokens read at a time; as many as memory suggests if not given.
-
-    Returns:
-        float64 ``[B, T]`` nats and bool ``[B, T]``, whether the token is the likeliest; 0 and ``False`` before
-        ``first``.
     """
     B, T = tokens.shape
     nll, greedy = np.zeros((B, T)), np.zeros((B, T), bool)
@@ -54,7 +62,7 @@ def score(
         losses = F.cross_entropy(scores.flatten(0, 1), targets.flatten(), reduction="none").view_as(targets)
         nll[:, begin + 1 + skip : end + 1] = losses.double().cpu().numpy()
         greedy[:, begin + 1 + skip : end + 1] = (scores.argmax(-1) == targets).cpu().numpy()
-    return nll, greedy
+    return Scores(nll, greedy, model.state_elements(state, T - 1) if T > 1 else 0)
 
 
 def in_batches(

@@ -168,9 +168,9 @@ def _resampled(sums: np.ndarray, counts: np.ndarray, confidence: float = CONFIDE
         resampled = resampled + factor * (np.einsum("rs,srb->rb", seeds, totals) - resampled)
     with np.errstate(invalid="ignore", divide="ignore"):
         value, ratios = sums.mean(axis=0).sum(axis=0) / counts.sum(axis=0), resampled / (weights @ counts)
-    if num_documents > 1:
-        by_document = totals.mean(axis=0) / (weights @ counts)
-        ratios = ratios + (_small_sample_factor(num_documents, confidence) - 1) * (by_document - value)
+        if num_documents > 1:
+            by_document = totals.mean(axis=0) / (weights @ counts)
+            ratios = ratios + (_small_sample_factor(num_documents, confidence) - 1) * (by_document - value)
     return _Ratio(value, ratios)
 
 

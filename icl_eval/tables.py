@@ -31,7 +31,7 @@ VALID_GAIN = 0.05
 def plan_table(experiment: Experiment) -> Table:
     """The arms with their costs and matched budgets, before anything is trained."""
     columns = (*_COST_COLUMNS[:4], "bytes\n(bf16)", _COST_COLUMNS[4])
-    table = _table(*columns, "(paper's\ncount)", "steps", "tokens", "FLOPs", "mismatch")
+    table = new_table(*columns, "(paper's\ncount)", "steps", "tokens", "FLOPs", "mismatch")
     for task, arms in experiment.tasks().items():
         for arm in arms:
             model = arm.model
@@ -70,7 +70,7 @@ def states_needed(experiment: Experiment) -> list[str]:
 
 def results_table(runs: Sequence[Run]) -> Table:
     """What each arm is, spent and reached; losses by scored token, with 95 % intervals over documents."""
-    table = _table(
+    table = new_table(
         *_COST_COLUMNS,
         "tokens",
         "FLOPs",
@@ -138,7 +138,7 @@ def bits_per_byte(runs: Sequence[Run]) -> list[str]:
 
 def wsfr_table() -> Table:
     """Weight:state FLOP ratios of a 124 M GPT-2 (paper section 3, Table 2), in two counts, beside the paper's."""
-    table = _table("attention", "count", *(f"{context:,}" for context in WSFR_CONTEXTS))
+    table = new_table("attention", "count", *(f"{context:,}" for context in WSFR_CONTEXTS))
     for name, mixer in WSFR_MIXERS.items():
         for count, causal in (("full squares", False), ("executed (causal)", True)):
             table.add_row(name, count, *(_ratio(wsfr(mixer, c, causal=causal)) for c in WSFR_CONTEXTS))
@@ -156,7 +156,7 @@ def wsfr_table() -> Table:
 
 def state_table(head_dim: int = 64) -> Table:
     """Rows D of a power-attention state by degree (paper section 2, Table 3): all monomials, and the distinct ones."""
-    table = _table("degree", "tpow D", "spow D", "saving", "paper: tpow D", "paper: spow D")
+    table = new_table("degree", "tpow D", "spow D", "saving", "paper: tpow D", "paper: spow D")
     for degree, published in PAPER_STATE.items():
         full, distinct = state_rows(degree, head_dim)
         in_paper = (f"{d:,}" for d in published) if head_dim == 64 else ("", "")
@@ -167,7 +167,8 @@ def state_table(head_dim: int = 64) -> Table:
     return table
 
 
-def _table(*columns: str) -> Table:
+def new_table(*columns: str) -> Table:
+    """An empty table in the house's style: the first column to the left, the others to the right."""
     table = Table(
         box=None, header_style="bold", pad_edge=False, collapse_padding=True, caption_justify="left", caption_style=""
     )

@@ -1,10 +1,13 @@
 """Text as a model reads it: tokens, what each of them spans, and the token that stands before a text."""
 
+import hashlib
+import json
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
 import tokenizers
+from tokenizers import decoders
 
 END_OF_TEXT = "<|endoftext|>"
 NEWLINE = 10
@@ -32,12 +35,14 @@ class TextTokenizer(Protocol):
         prefix: token that a text is read after where nothing else stands before it.
         opens_documents: whether the model was trained to read the prefix before every text.
         end_of_text: token that ends a text, or ``None``.
+        sha256: of the vocabulary; what two tokenisers of equal tokens share.
     """
 
     num_tokens: int
     prefix: int
     opens_documents: bool
     end_of_text: int | None
+    sha256: str
 
     def encode(self, text: str) -> Encoded:
         """A text in tokens, nothing added."""
@@ -52,7 +57,8 @@ class ByteTokenizer:
     num_tokens = 256
     prefix = NEWLINE
     opens_documents = False
-    end_of_text = None
+    end_of_text: int | None = None
+    sha256 = "bytes"
 
     def encode(self, text: str) -> Encoded:
         tokens = np.frombuffer(text.encode(), np.uint8).astype(np.int64)
@@ -74,9 +80,11 @@ class SubwordTokenizer:
 
     def __init__(self, tokenizer: tokenizers.Tokenizer, *, prefix: int | None = None, end_of_text: int | None = None):
         self._tokenizer = tokenizer
+        self.sha256 = hashlib.sha256(json.dumps(tokenizer.get_vocab(), sort_keys=True).encode()).hexdigest()
         self.num_tokens = max(tokenizer.get_vocab().values()) + 1
         self.end_of_text = tokenizer.token_to_id(END_OF_TEXT) if end_of_text is None else end_of_text
         self.opens_documents = prefix is not None
+        self._byte_level = isinstance(tokenizer.decoder, decoders.ByteLevel)
         self._unknown = getattr(tokenizer.model, "unk_token", None)
         newline = next(iter(tokenizer.encode("\n", add_special_tokens=False).ids), 0)
         self.prefix = next(token for token in (prefix, self.end_of_text, newline) if token is not None)
@@ -94,7 +102,10 @@ class SubwordTokenizer:
             raise ValueError(f"cannot read {file}: {error}") from error
 
     def encode(self, text: str) -> Encoded:
-        """A text in tokens. A character of several tokens counts in full for the last of them.
+        """A text in tokens, nothing added.
+
+        Tokens of a byte-level vocabulary are spelt with a letter a byte. With others, a character of several tokens
+        counts for the last of them.
 
         Raises:
             ValueError: the text has characters that the vocabulary lacks.
@@ -107,6 +118,9 @@ class SubwordTokenizer:
                 f"{share:.1%} of the text's tokens are unknown to the tokeniser: its losses would leave out what it "
                 "cannot read"
             )
+        sizes = np.array([len(token) for token in encoding.tokens], np.int64)
+        if self._byte_level and sizes.sum() == len(text.encode()):
+            return Encoded(tokens, np.cumsum(sizes) - sizes, sizes)
         byte_at = np.cumsum([0, *(len(character.encode()) for character in text)])
         ends = np.array([end for _, end in encoding.offsets], np.int64)
         completes = np.diff(ends, append=len(text) + 1) > 0

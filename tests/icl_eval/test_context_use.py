@@ -59,7 +59,7 @@ def test_gain_and_slope_of_a_straight_line() -> None:
     assert icl_gain([run], 32).value == pytest.approx(loss[early] - loss[-1])
     np.testing.assert_allclose(fall_per_octave([run], 32, 4096), 0.3)
     noisy = measured(loss, 0.3, 1)
-    value, low, high = fall_per_octave([noisy], 32, 4096)
+    _, low, high = fall_per_octave([noisy], 32, 4096)
     assert low < 0.3 < high
     assert high - low < 0.1
     with pytest.raises(ValueError, match="fewer than two bins"):

@@ -91,7 +91,9 @@ def save_gpt2(folder: Path, texts: list[str], *, context: int = 64) -> Path:
 
     vocab_size = save_tokenizer(folder, texts)
     torch.manual_seed(1)
-    config = GPT2Config(vocab_size=vocab_size, n_positions=context, n_embd=16, n_layer=2, n_head=2, initializer_range=1)
+    config = GPT2Config(
+        vocab_size=vocab_size, n_positions=context, n_embd=16, n_layer=2, n_head=2, initializer_range=0.5
+    )
     GPT2LMHeadModel(config).save_pretrained(folder)
     return folder
 

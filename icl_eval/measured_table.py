@@ -1,0 +1,83 @@
+"""What measured models make of their context, a table for each axis."""
+
+from collections.abc import Sequence
+
+from rich.table import Table
+
+from icl_eval.context_use import SMALLEST_GAIN, extrapolation, fall_per_octave, icl_gain, useful_context
+from icl_eval.measured import Documents
+from icl_eval.plots import Group, group_runs, loss_label
+from icl_eval.positions import Positions
+from icl_eval.run_folder import Run
+from icl_eval.statistics import Estimate, Metric, best_context_loss
+from icl_eval.tables import new_table
+
+EARLY = 32
+"""Position from which in-context learning's gain is counted, in longer contexts."""
+
+
+def measured_tables(runs: Sequence[Run]) -> list[Table]:
+    """A table an axis: best-context loss, useful context, gain, slope, and what lies beyond the training context."""
+    return [_table(task, groups) for task, groups in group_runs(runs).items() if isinstance(task, Documents)]
+
+
+def _table(task: Documents, groups: Sequence[Group]) -> Table:
+    early = _early(task)
+    table = new_table(
+        "model",
+        "bytes/\ntoken",
+        "trained on\n(tokens)",
+        "state\nelements",
+        f"best-context loss\n({loss_label(task)})",
+        "at",
+        f"useful context\n({task.unit})",
+        f"gain from {early}\nto best",
+        "fall\nper octave",
+        "lost beyond\ntraining",
+    )
+    for group in groups:
+        table.add_row(*_row(task, group, early))
+    table.title = f"context seen in {task.unit}, up to {task.seq_len:,}"
+    table.title_justify = "left"
+    table.caption = (
+        f"Useful context: where the loss last exceeds the best-context loss by more than {SMALLEST_GAIN}, and between "
+        "which positions that is certain and possible (simultaneous over positions)."
+    )
+    return table
+
+
+def _row(task: Documents, group: Group, early: int) -> list[str]:
+    runs, metric, config = group.positions, task.metric, group.runs[0].config
+    best = best_context_loss(runs, metric=metric)
+    reach = useful_context(runs, metric)
+    trained = config["trained_context"]
+    beyond = None
+    if trained is not None and (task.unit == "tokens" or config["bytes_per_token"] == 1):
+        beyond = extrapolation(runs, trained, metric)
+    return [
+        group.label,
+        f"{config['bytes_per_token']:.2f}",
+        "-" if trained is None else f"{trained:,}",
+        f"{config['costs']['state_elements']['mathematical']:,}",
+        _cell(best.estimate),
+        f"{best.start:,}-{best.end:,}",
+        "-" if reach is None else f"{reach.value:,} [{reach.low:,}, {reach.high:,}]",
+        _cell(icl_gain(runs, early, metric)),
+        _cell(_fall(runs, early, best.end, metric)),
+        _cell(beyond),
+    ]
+
+
+def _fall(runs: Sequence[Positions], early: int, last: int, metric: Metric) -> Estimate | None:
+    try:
+        return fall_per_octave(runs, early, last, metric)
+    except ValueError:
+        return None
+
+
+def _early(task: Documents) -> int:
+    return min(EARLY, max(task.seq_len // 8, 1))
+
+
+def _cell(estimate: Estimate | None) -> str:
+    return "-" if estimate is None else "{:.3f} [{:.3f}, {:.3f}]".format(*estimate)
