@@ -12,6 +12,10 @@ from icl_eval.run_folder import Run
 from icl_eval.statistics import Estimate, Metric, best_context_loss
 from icl_eval.tables import new_table
 
+LEGEND = (
+    f"Useful context: where the loss last exceeds the best-context loss by more than {SMALLEST_GAIN}, and between "
+    "which positions that is certain and possible (simultaneous over positions)."
+)
 EARLY = 32
 """Position from which in-context learning's gain is counted, in longer contexts."""
 
@@ -39,10 +43,6 @@ def _table(task: Documents, groups: Sequence[Group]) -> Table:
         table.add_row(*_row(task, group, early))
     table.title = f"context seen in {task.unit}, up to {task.seq_len:,}"
     table.title_justify = "left"
-    table.caption = (
-        f"Useful context: where the loss last exceeds the best-context loss by more than {SMALLEST_GAIN}, and between "
-        "which positions that is certain and possible (simultaneous over positions)."
-    )
     return table
 
 
@@ -62,8 +62,8 @@ def _row(task: Documents, group: Group, early: int) -> list[str]:
         _cell(best.estimate),
         f"{best.start:,}-{best.end:,}",
         "-" if reach is None else f"{reach.value:,} [{reach.low:,}, {reach.high:,}]",
-        _cell(icl_gain(runs, early, metric)),
-        _cell(_fall(runs, early, best.end, metric)),
+        "-" if best.end <= early else _cell(icl_gain(runs, early, metric)),
+        _cell(_fall(runs, early, task.seq_len, metric)),
         _cell(beyond),
     ]
 

@@ -83,7 +83,7 @@ class TextFormTask(ConfigurableTask):
         else:
             written = results[0].lower()
             score = mean([float(answer.lower() in written) for answer in doc["answers"]])
-        return {name: score for name in _metrics(doc)}
+        return dict.fromkeys(_metrics(doc), score)
 
     def aggregation(self) -> dict[str, Callable]:
         return {name: mean for doc in self.eval_docs for name in _metrics(doc)}
