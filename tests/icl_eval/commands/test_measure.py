@@ -183,7 +183,6 @@ def test_a_rotary_model_reads_beyond_its_training_context_and_a_table_does_not(
     assert error == f"error: gpt2 {limit}"
 
 
-
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
