@@ -1,6 +1,6 @@
 """What measured models make of their context, a table for each axis."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from rich.table import Table
 
@@ -22,28 +22,36 @@ EARLY = 32
 
 def measured_tables(runs: Sequence[Run]) -> list[Table]:
     """A table an axis: best-context loss, useful context, gain, slope, and what lies beyond the training context."""
-    return [_table(task, groups) for task, groups in group_runs(runs).items() if isinstance(task, Documents)]
+    tables = []
+    for title, header, rows in measured_rows(runs):
+        table = new_table(*header)
+        for row in rows:
+            table.add_row(*row)
+        table.title, table.title_justify = title, "left"
+        tables.append(table)
+    return tables
 
 
-def _table(task: Documents, groups: Sequence[Group]) -> Table:
-    early = _early(task)
-    table = new_table(
-        "model",
-        "bytes/\ntoken",
-        "trained on\n(tokens)",
-        "state\nelements",
-        f"best-context loss\n({loss_label(task)})",
-        "at",
-        f"useful context\n({task.unit})",
-        f"gain from {early}\nto best",
-        "fall\nper octave",
-        "lost beyond\ntraining",
-    )
-    for group in groups:
-        table.add_row(*_row(task, group, early))
-    table.title = f"context seen in {task.unit}, up to {task.seq_len:,}"
-    table.title_justify = "left"
-    return table
+def measured_rows(runs: Sequence[Run]) -> Iterator[tuple[str, list[str], list[list[str]]]]:
+    """Title, header and rows of each table."""
+    for task, groups in group_runs(runs).items():
+        if not isinstance(task, Documents):
+            continue
+        early = min(EARLY, max(task.seq_len // 8, 1))
+        header = [
+            "model",
+            "bytes/\ntoken",
+            "trained on\n(tokens)",
+            "state\nelements",
+            f"best-context loss\n({loss_label(task)})",
+            "at",
+            f"useful context\n({task.unit})",
+            f"gain from {early}\nto best",
+            "fall\nper octave",
+            "lost beyond\ntraining",
+        ]
+        title = f"context seen in {task.unit}, up to {task.seq_len:,}"
+        yield title, header, [_row(task, group, early) for group in groups]
 
 
 def _row(task: Documents, group: Group, early: int) -> list[str]:
@@ -73,10 +81,6 @@ def _fall(runs: Sequence[Positions], early: int, last: int, metric: Metric) -> E
         return fall_per_octave(runs, early, last, metric)
     except ValueError:
         return None
-
-
-def _early(task: Documents) -> int:
-    return min(EARLY, max(task.seq_len // 8, 1))
 
 
 def _cell(estimate: Estimate | None) -> str:
