@@ -59,8 +59,8 @@ def measure_text(
     longest = max(len(read.sequence) for read in reads) - 1
     if model.max_context is not None and longest > model.max_context:
         raise ValueError(
-            f"{name} reads {model.max_context:,} tokens at most (its positions are a table), not the {longest:,} asked "
-            "for: lower --context"
+            f"{name} reads {model.max_context:,} tokens at most (its positions are a table), and this context comes to "
+            f"{longest:,}: lower --context"
         )
     documents = np.unique([span.document for span in spans])
     most_bytes, most_tokens = max(len(span.text.encode()) for span in spans), max(len(r.encoded.tokens) for r in reads)

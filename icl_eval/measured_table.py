@@ -1,6 +1,6 @@
 """What measured models make of their context, a table for each axis."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from rich.table import Table
 
@@ -12,38 +12,46 @@ from icl_eval.run_folder import Run
 from icl_eval.statistics import Estimate, Metric, best_context_loss
 from icl_eval.tables import new_table
 
+LEGEND = (
+    f"Useful context: where the loss last exceeds the best-context loss by more than {SMALLEST_GAIN}, and between "
+    "which positions that is certain and possible (simultaneous over positions)."
+)
 EARLY = 32
 """Position from which in-context learning's gain is counted, in longer contexts."""
 
 
 def measured_tables(runs: Sequence[Run]) -> list[Table]:
     """A table an axis: best-context loss, useful context, gain, slope, and what lies beyond the training context."""
-    return [_table(task, groups) for task, groups in group_runs(runs).items() if isinstance(task, Documents)]
+    tables = []
+    for title, header, rows in measured_rows(runs):
+        table = new_table(*header)
+        for row in rows:
+            table.add_row(*row)
+        table.title, table.title_justify = title, "left"
+        tables.append(table)
+    return tables
 
 
-def _table(task: Documents, groups: Sequence[Group]) -> Table:
-    early = _early(task)
-    table = new_table(
-        "model",
-        "bytes/\ntoken",
-        "trained on\n(tokens)",
-        "state\nelements",
-        f"best-context loss\n({loss_label(task)})",
-        "at",
-        f"useful context\n({task.unit})",
-        f"gain from {early}\nto best",
-        "fall\nper octave",
-        "lost beyond\ntraining",
-    )
-    for group in groups:
-        table.add_row(*_row(task, group, early))
-    table.title = f"context seen in {task.unit}, up to {task.seq_len:,}"
-    table.title_justify = "left"
-    table.caption = (
-        f"Useful context: where the loss last exceeds the best-context loss by more than {SMALLEST_GAIN}, and between "
-        "which positions that is certain and possible (simultaneous over positions)."
-    )
-    return table
+def measured_rows(runs: Sequence[Run]) -> Iterator[tuple[str, list[str], list[list[str]]]]:
+    """Title, header and rows of each table."""
+    for task, groups in group_runs(runs).items():
+        if not isinstance(task, Documents):
+            continue
+        early = min(EARLY, max(task.seq_len // 8, 1))
+        header = [
+            "model",
+            "bytes/\ntoken",
+            "trained on\n(tokens)",
+            "state\nelements",
+            f"best-context loss\n({loss_label(task)})",
+            "at",
+            f"useful context\n({task.unit})",
+            f"gain from {early}\nto best",
+            "fall\nper octave",
+            "lost beyond\ntraining",
+        ]
+        title = f"context seen in {task.unit}, up to {task.seq_len:,}"
+        yield title, header, [_row(task, group, early) for group in groups]
 
 
 def _row(task: Documents, group: Group, early: int) -> list[str]:
@@ -62,8 +70,8 @@ def _row(task: Documents, group: Group, early: int) -> list[str]:
         _cell(best.estimate),
         f"{best.start:,}-{best.end:,}",
         "-" if reach is None else f"{reach.value:,} [{reach.low:,}, {reach.high:,}]",
-        _cell(icl_gain(runs, early, metric)),
-        _cell(_fall(runs, early, best.end, metric)),
+        "-" if best.end <= early else _cell(icl_gain(runs, early, metric)),
+        _cell(_fall(runs, early, task.seq_len, metric)),
         _cell(beyond),
     ]
 
@@ -73,10 +81,6 @@ def _fall(runs: Sequence[Positions], early: int, last: int, metric: Metric) -> E
         return fall_per_octave(runs, early, last, metric)
     except ValueError:
         return None
-
-
-def _early(task: Documents) -> int:
-    return min(EARLY, max(task.seq_len // 8, 1))
 
 
 def _cell(estimate: Estimate | None) -> str:

@@ -86,15 +86,23 @@ def plot_all(runs: Sequence[Run], folder: Path) -> list[Path]:
     except OSError as error:
         raise RunFolderError(f"cannot write {folder}: {error.strerror or error}") from error
     for name, draw in figures.items():
-        figure = draw(runs)
-        try:
-            figure.savefig(folder / name, dpi=150)
-        except OSError as error:
-            raise RunFolderError(f"cannot write {folder / name}: {error.strerror or error}") from error
-        finally:
-            plt.close(figure)
+        save_figure(draw(runs), folder / name)
         files.append(folder / name)
     return files
+
+
+def save_figure(figure: Figure, file: Path) -> None:
+    """Write a figure and close it.
+
+    Raises:
+        RunFolderError: the file cannot be written.
+    """
+    try:
+        figure.savefig(file, dpi=150)
+    except OSError as error:
+        raise RunFolderError(f"cannot write {file}: {error.strerror or error}") from error
+    finally:
+        plt.close(figure)
 
 
 def plot_loss_by_position(runs: Sequence[Run]) -> Figure:
@@ -260,7 +268,7 @@ def new_figure(rows: int, columns: int) -> tuple[Figure, np.ndarray]:
 def panel_titles(tasks: Iterable[Task]) -> dict[Task, str]:
     """Name and context of each task, and the fields in which it differs from its namesakes."""
     known = list(tasks)
-    titles = {}
+    titles: dict[Task, str] = {}
     for task in known:
         if isinstance(task, Documents):
             titles[task] = f"documents, context up to {task.seq_len:,} {task.unit}"

@@ -12,10 +12,13 @@ from jinja2 import Environment, StrictUndefined
 
 from icl_eval.claims import CLAIMS
 from icl_eval.evidence import ArmRuns, Evidence, MissingEvidenceError
+from icl_eval.experiment import Arm
 from icl_eval.gates import DECIDING_SCALES
 from icl_eval.kernel_times import KernelTimes
+from icl_eval.measured_table import LEGEND, measured_rows
 from icl_eval.minutes import total_minutes
 from icl_eval.paper_plots import CAPTIONS, plot_study
+from icl_eval.plots import plot_loss_by_position, save_figure
 from icl_eval.presets import load_preset
 from icl_eval.run_folder import Run, RunFolderError, write_atomically
 from icl_eval.statistics import Estimate, estimate
@@ -68,8 +71,10 @@ def write_report(runs: Sequence[Run], kernels: KernelTimes | None, out: Path) ->
         figures.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunFolderError(f"cannot write {figures}: {error.strerror or error}") from error
-    found = verdicts(runs, kernels)
-    sections = [_section(study, [v for v in found if v.study == study], figures) for study in studies(runs)]
+    trained = [run for run in runs if isinstance(run.arm, Arm)]
+    found = verdicts(trained, kernels)
+    sections = [_section(study, [v for v in found if v.study == study], figures) for study in studies(trained)]
+    sections += _measured_sections([run for run in runs if not isinstance(run.arm, Arm)], figures)
     if kernels:
         sections.append(_kernel_section(kernels, [v for v in found if v.claim.time], figures))
     content = {
@@ -189,6 +194,23 @@ def _rerun(study: Study) -> str:
     command += ["--text", Path(path).name] if path else []
     command += ["--ledger", "ledger.json"] if config.get("tuning") else []
     return shlex.join(command)
+
+
+def _measured_sections(runs: Sequence[Run], figures: Path) -> list[Section]:
+    """Models measured on documents without being trained for it: a section an axis, the figure in the first."""
+    if not runs:
+        return []
+    file = figures / "measured-loss_by_position.png"
+    save_figure(plot_loss_by_position(runs), file)
+    pictures = [_picture(file, "Loss by position on the same documents, with 95 % bands over documents.", figures)]
+    commands = "; ".join(dict.fromkeys(run.config["command"] for run in runs))
+    sections = []
+    for title, header, rows in measured_rows(runs):
+        names = tuple(name.replace("\n", " ") for name in header)
+        cells = [tuple(row) for row in rows]
+        sections.append(Section(f"Measured: {title}", [LEGEND], [], pictures, names, cells, commands))
+        pictures = []
+    return sections
 
 
 def _kernel_section(kernels: KernelTimes, decided: list[Verdict], figures: Path) -> Section:

@@ -6,7 +6,7 @@ from pathlib import Path
 from rich.console import Console
 
 from icl_eval.experiment import Arm
-from icl_eval.measured_table import measured_tables
+from icl_eval.measured_table import LEGEND, measured_tables
 from icl_eval.plots import plot_all
 from icl_eval.run_folder import Run
 from icl_eval.tables import bits_per_byte, in_context_learning, loss_units, results_table
@@ -28,7 +28,7 @@ def summarise(runs: Sequence[Run], out: Path, console: Console) -> None:
     for table in measured_tables(measured):
         console.print(table)
     if measured:
-        console.print(f"95 % intervals by bootstrap {spread}.", highlight=False)
+        console.print(f"{LEGEND} 95 % intervals by bootstrap {spread}.", highlight=False)
     console.print("\nfigures:")
     for file in plot_all(runs, out):
         console.print(f"  {file}", highlight=False)

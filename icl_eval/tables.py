@@ -198,6 +198,7 @@ def _planned(arm: Arm, snapshots: int) -> list[str]:
 
 def _result(task: Task, group: Group) -> list[str]:
     model, runs = group.arm.model, group.runs
+    assert isinstance(model, ModelConfig)
     costs = runs[0].config["costs"]
     state = costs["state_elements"]["mathematical"]
     schedule = runs[0].config["schedule"]

@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Annotated
 
-import matplotlib.pyplot as plt
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -11,7 +10,7 @@ from rich.table import Table
 from icl_eval.comparison import Difference
 from icl_eval.comparison import compare as compare_arms
 from icl_eval.config import lookup
-from icl_eval.plots import group_runs, legend, log_axis, loss_label, metric_of, new_figure, panel_titles
+from icl_eval.plots import group_runs, legend, log_axis, loss_label, metric_of, new_figure, panel_titles, save_figure
 from icl_eval.presets import load_preset
 from icl_eval.run_folder import RunFolderError, load_runs
 from icl_eval.tables import new_table
@@ -86,10 +85,5 @@ def _draw(compared: dict[Task, list[Difference]], file: Path) -> Path:
         ax.set(title=titles[task], xlabel=task.position_label, ylabel=f"difference of loss ({loss_label(task)})")
         log_axis(ax)
         legend(ax)
-    try:
-        figure.savefig(file, dpi=150)
-    except OSError as error:
-        raise RunFolderError(f"cannot write {file}: {error.strerror or error}") from error
-    finally:
-        plt.close(figure)
+    save_figure(figure, file)
     return file

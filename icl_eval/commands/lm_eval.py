@@ -32,8 +32,9 @@ def lm_eval(
     setup_logging()
     harness = HarnessCLI()
     parsed = harness.parse_args()
-    if parsed.include_path is None:
-        parsed.include_path = str(LM_EVAL_TASKS)
+    parsed.include_path = parsed.include_path or str(LM_EVAL_TASKS)
+    parsed.device = parsed.device or "auto"
+    parsed.batch_size = getattr(parsed, "batch_size", "auto")
     try:
         harness.execute(parsed)
     except ValueError as error:

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import shlex
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from time import perf_counter
@@ -120,6 +122,7 @@ def _measure(
             "seed": subject.seed,
             "processes": 1,
             **settings,
+            "command": shlex.join(["icl-eval", *sys.argv[1:]]),
             "weights": subject.identity,
             "trained_context": subject.trained_context,
             "bytes_per_token": sum(len(span.text.encode()) for span in spans) / measured.num_tokens,

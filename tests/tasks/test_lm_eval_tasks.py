@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import lm_eval
 import pytest
 from lm_eval import simple_evaluate
 from lm_eval.tasks import TaskManager
@@ -114,6 +115,7 @@ def test_metadata_that_makes_no_sense_is_refused(metadata: dict, sentence: str) 
         documents("needle", **metadata)
 
 
+@pytest.mark.slow
 def test_the_tasks_are_found_by_lm_evals_own_command(run: str, tokenizer: str, tmp_path: Path) -> None:
     """A Hugging Face model, lm-eval's command, and our tasks by path."""
     from transformers import GPT2Config, GPT2LMHeadModel
@@ -134,18 +136,41 @@ def test_the_tasks_are_found_by_lm_evals_own_command(run: str, tokenizer: str, t
     assert any(key.startswith("score/300") for key in json.loads(file.read_text())["results"]["icl_mqar"])
 
 
-RULER = ("niah_single_1", "niah_multikey_2", "niah_multikey_3", "ruler_vt", "ruler_cwe", "ruler_fwe")
+@pytest.fixture(scope="module")
+def words(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A tokeniser with whole words, without which RULER's searches for lengths take minutes."""
+    from wonderwords import RandomWord
+
+    known = RandomWord().filter(include_categories=["noun", "adjective", "verb"])
+    noise = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
+    folder = tmp_path_factory.mktemp("words")
+    save_tokenizer(folder, [noise, " ".join(known)], 6000)
+    return str(folder)
 
 
-@pytest.mark.parametrize("task", [RULER[0], *(pytest.param(name, marks=pytest.mark.slow) for name in RULER[1:])])
-def test_rulers_offline_tasks_run_on_our_models(task: str, run: str, tokenizer: str) -> None:
+def ruler(task: str, run: str, tokenizer: str) -> float:
     results = simple_evaluate(
         model=RunFolderLM(run, device="cpu", resume=False),
         tasks=[task],
-        task_manager=TaskManager(metadata={"tokenizer": tokenizer, "max_seq_lengths": [4096]}),
+        task_manager=TaskManager(
+            include_path=Path(lm_eval.__file__).parent / "tasks" / "ruler",
+            include_defaults=False,
+            metadata={"tokenizer": tokenizer, "max_seq_lengths": [4096]},
+        ),
         limit=1,
         bootstrap_iters=0,
         gen_kwargs={"max_gen_toks": 8},
     )
     assert results is not None
-    assert 0 <= results["results"][task]["4096,none"] <= 1
+    return results["results"][task]["4096,none"]
+
+
+def test_a_task_of_ruler_runs_on_our_models(run: str, tmp_path: Path) -> None:
+    save_tokenizer(tmp_path, [""], 257)
+    assert ruler("niah_multikey_2", run, str(tmp_path)) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["niah_single_1", "niah_multikey_3", "ruler_vt", "ruler_cwe", "ruler_fwe"])
+def test_rulers_other_offline_tasks_run_too(task: str, run: str, words: str) -> None:
+    assert 0 <= ruler(task, run, words) <= 1

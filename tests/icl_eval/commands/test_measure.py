@@ -156,6 +156,14 @@ def test_plot_and_compare_read_the_folder(
     assert "no two arms" in capsys.readouterr().err
 
 
+def test_the_report_has_them(measured: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert command(monkeypatch, "report", measured, "--out", tmp_path) == 0
+    text = (tmp_path / "report.md").read_text()
+    assert "Measured: context seen in bytes" in text
+    assert "icl-eval measure" in text
+    assert (tmp_path / "figures" / "measured-loss_by_position.png").exists()
+
+
 def test_a_second_call_measures_nothing(
     measured: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -179,10 +187,8 @@ def test_a_rotary_model_reads_beyond_its_training_context_and_a_table_does_not(
     capsys.readouterr()
     assert command(monkeypatch, "measure", folder / "gpt2", *options) == 2
     error = " ".join(capsys.readouterr().err.split())
-    assert (
-        error
-        == "error: gpt2 reads 64 tokens at most (its positions are a table), not the 200 asked for: lower --context"
-    )
+    limit = "reads 64 tokens at most (its positions are a table), and this context comes to 200: lower --context"
+    assert error == f"error: gpt2 {limit}"
 
 
 @pytest.mark.parametrize(
