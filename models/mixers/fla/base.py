@@ -2,6 +2,7 @@
 
 import importlib
 import warnings
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -88,9 +89,9 @@ class RecurrentConfig(MixerConfig):
         """Elements of the last inputs that are kept."""
         return (CONV_TAPS - 1) * self.convolved
 
+    @abstractmethod
     def weight_flops(self) -> float:
         """FLOPs per token on parameters, the short convolution's included."""
-        raise NotImplementedError
 
     def state_size(self, context: int) -> StateSize:
         matrix = self.state_heads * self.key_dim * self.value_dim
