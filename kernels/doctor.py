@@ -77,7 +77,7 @@ def _version(package: str) -> str:
 def _check(where: torch.device, degree: int, dtype: torch.dtype) -> Check:
     error, problem = None, None
     try:
-        error = self_check(where, dtype, HEAD_DIM, HEAD_DIM, degree, DEGREES[degree], True)
+        error = self_check(where, dtype, HEAD_DIM, HEAD_DIM, 2, degree, DEGREES[degree], True)
         if not error <= TOLERANCE[dtype]:
             problem = "its result is wrong"
     except Exception as failure:  # any failure of a compiler or driver is a finding to report

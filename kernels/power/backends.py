@@ -6,6 +6,7 @@ import functools
 import importlib.util
 import os
 import warnings
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,14 +42,15 @@ def triton_problem(q: Tensor, v: Tensor, degree: int) -> str | None:
 def works(q: Tensor, v: Tensor, degree: int, normalization: str, gated: bool) -> bool:
     """Whether the kernels pass a small self-check on this GPU at these sizes; warns once where they do not.
 
-    The check runs once a process for each setting, on 256 tokens, forward and backward. What it compiles, the call
-    needs too. While torch.compile is tracing nothing can be run, and the kernels are trusted.
+    The check runs once a process for each setting, on 256 tokens, forward and backward. What it compiles, a training
+    call needs too. While torch.compile is tracing nothing can be run, and the kernels are trusted.
     """
     if torch.compiler.is_compiling() or os.environ.get("TRITON_INTERPRET") == "1":
         return True
     if torch.cuda.is_current_stream_capturing():
         return True
-    return _checked(q.device, q.dtype, q.shape[-1], v.shape[-1], degree, normalization, gated)
+    groups = q.shape[-2] // v.shape[-2]
+    return _checked(q.device, q.dtype, q.shape[-1], v.shape[-1], groups, degree, normalization, gated)
 
 
 @functools.cache
@@ -57,25 +59,36 @@ def _checked(
     dtype: torch.dtype,
     head_dim: int,
     value_dim: int,
+    groups: int,
     degree: int,
     normalization: str,
     gated: bool,
 ) -> bool:
-    try:
-        error = self_check(device, dtype, head_dim, value_dim, degree, normalization, gated)
-        problem = None if error <= TOLERANCE[dtype] else f"a self-check is off by {error:.1e}"
-    except (
-        Exception
-    ) as failure:  # a compiler or driver may fail in any way; the chunked form still gives the right result
-        problem = f"{type(failure).__name__}: {failure}"
+    from icl_eval.kernels.power import launch
+
+    call = (device, dtype, head_dim, value_dim, groups, degree, normalization, gated)
+    what = f"{dtype}, head_dim {head_dim}, value_dim {value_dim}, degree {degree} on {device}"
+    problem = _self_check_problem(*call)
+    if problem and launch.takes_hopper(head_dim, value_dim, degree, dtype, device):
+        launch.set_hopper_aside()
+        _warn(f"power_attention uses its portable Triton kernels, not those for Hopper, for {what}: {problem}")
+        problem = _self_check_problem(*call)
     if problem:
-        warnings.warn(
-            f"power_attention falls back to backend='chunked' for {dtype}, head_dim {head_dim}, value_dim {value_dim}, "
-            f"degree {degree} on {device}: {problem.splitlines()[0]}",
-            RuntimeWarning,
-            stacklevel=5,
-        )
+        _warn(f"power_attention falls back to backend='chunked' for {what}: {problem}")
     return problem is None
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, RuntimeWarning, stacklevel=6)
+
+
+def _self_check_problem(device: torch.device, dtype: torch.dtype, *options: Any) -> str | None:
+    try:
+        error = self_check(device, dtype, *options)
+    except Exception as failure:  # a compiler or driver may fail in any way; another form still gives the right result
+        first_line = str(failure).strip().partition("\n")[0]
+        return f"{type(failure).__name__}: {first_line}"
+    return None if error <= TOLERANCE[dtype] else f"a self-check is off by {error:.1e}"
 
 
 def self_check(
@@ -83,11 +96,12 @@ def self_check(
     dtype: torch.dtype,
     head_dim: int,
     value_dim: int,
+    groups: int,
     degree: int,
     normalization: str,
     gated: bool,
 ) -> float:
-    """Largest relative error of the kernels' output and gradients of q, k and v, against the float32 chunked form."""
+    """Largest relative error of the kernels' output and gradients against the float32 chunked form."""
     from icl_eval.kernels.power.chunked import chunked_power_attention
     from icl_eval.kernels.power.fused import STATE_DEGREES, fused_power_attention
 
@@ -97,19 +111,19 @@ def self_check(
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator, device=device)
 
-    q, k = normal(1, T, 2, head_dim).to(dtype), normal(1, T, 1, head_dim).to(dtype)
-    v, dy = normal(1, T, 1, value_dim).to(dtype), normal(1, T, 2, value_dim).to(dtype)
-    log_g = torch.nn.functional.logsigmoid(normal(1, T, 1) + 4) if gated else None
+    q, k = normal(1, T, groups, head_dim).to(dtype), normal(1, T, 1, head_dim).to(dtype)
+    v, dy = normal(1, T, 1, value_dim).to(dtype), normal(1, T, groups, value_dim).to(dtype)
+    gates = [torch.nn.functional.logsigmoid(normal(1, T, 1) + 4)] if gated else []
     results = []
     with torch.enable_grad():
         for function, x in (
             (fused_power_attention, (q, k, v)),
             (chunked_power_attention, (q.float(), k.float(), v.float())),
         ):
-            leaves = [t.detach().requires_grad_() for t in x]
+            leaves = [t.detach().requires_grad_() for t in (*x, *gates)]
             y, _ = function(  # type: ignore[misc]
-                *leaves,
-                log_g,  # type: ignore[arg-type]
+                *leaves[:3],
+                leaves[3] if gated else None,  # type: ignore[arg-type]
                 degree=degree,
                 scale=head_dim**-0.5,
                 normalization=normalization,

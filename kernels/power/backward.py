@@ -15,10 +15,11 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from icl_eval.kernels.power.compiled import RUN_TIME_SIZES
 from icl_eval.kernels.power.tiles import as_accumulator, gate_between, mirrored_rows, power, times_slope
 
 
-@triton.jit
+@triton.jit(do_not_specialize=RUN_TIME_SIZES)
 def output_gradient_kernel(
     dy_ptr,
     y_ptr,
@@ -63,7 +64,7 @@ def output_gradient_kernel(
     tl.store(do_ptr + own, do, inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=RUN_TIME_SIZES)
 def query_gradient_kernel(
     q_ptr,
     k_ptr,
@@ -246,7 +247,7 @@ def _key_value_tile(
     return dk, dv, share
 
 
-@triton.jit
+@triton.jit(do_not_specialize=RUN_TIME_SIZES)
 def key_value_gradient_kernel(
     q_ptr,
     k_ptr,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from icl_eval.kernels.power.compiled import RUN_TIME_SIZES
 from icl_eval.kernels.power.tiles import as_accumulator, gate_between, power
 
 
@@ -70,7 +71,7 @@ def query_state(
     return acc
 
 
-@triton.jit
+@triton.jit(do_not_specialize=RUN_TIME_SIZES)
 def forward_kernel(
     q_ptr,
     k_ptr,

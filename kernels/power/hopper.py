@@ -17,6 +17,12 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
+from icl_eval.kernels.power.compiled import RUN_TIME_SIZES
+
+# Triton 3.6 has these two under other names.
+async_load = getattr(async_copy, "async_load", None) or async_copy.async_copy_global_to_shared
+reinterpret = getattr(gl.shared_memory_descriptor, "reinterpret", None) or gl.shared_memory_descriptor._reinterpret
+
 
 @gluon.jit
 def _multiply(x, y):
@@ -33,7 +39,7 @@ def _copy_tile(slot, ptr, first, stride, T, ROWS: gl.constexpr, COLUMNS: gl.cons
     row = first + gl.arange(0, ROWS, layout=gl.SliceLayout(1, layout))
     column = gl.arange(0, COLUMNS, layout=gl.SliceLayout(0, layout))
     source = ptr + row[:, None].to(gl.int64) * stride + column[None, :]
-    async_copy.async_copy_global_to_shared(slot, source, mask=row[:, None] < T)
+    async_load(slot, source, mask=row[:, None] < T)
 
 
 @gluon.jit
@@ -54,10 +60,10 @@ def _copy_update(
     row = gl.arange(0, COUNT, layout=gl.SliceLayout(1, layout))
     t = gl.arange(0, BT, layout=gl.SliceLayout(0, layout))
     scales = xt_ptr + g * (D * T_padded) + first
-    async_copy.async_copy_global_to_shared(scale_smem.index(slot), scales + row[:, None] * T_padded + t[None, :])
+    async_load(scale_smem.index(slot), scales + row[:, None] * T_padded + t[None, :])
     if GATED:
         t = gl.arange(0, BT, layout=gl.BlockedLayout([1], [32], [4], [0]))
-        async_copy.async_copy_global_to_shared(gate_smem.index(slot), gate_ptr + first + t)
+        async_load(gate_smem.index(slot), gate_ptr + first + t)
     async_copy.commit_group()
 
 
@@ -95,7 +101,7 @@ def _accumulate(
             gate = gate_smem.index(slot).load(gl.SliceLayout(0, left)).to(gl.bfloat16)
             v = _multiply(v, gate[None, :])
         x = x_smem.index(slot)
-        scales = scale_smem.index(slot)._reinterpret(gl.bfloat16, [COUNT, BT], line)
+        scales = reinterpret(scale_smem.index(slot), gl.bfloat16, [COUNT, BT], line)
         scale = scales.index(0).load(gl.SliceLayout(0, left))
         running = warpgroup_mma(_multiply(v, scale[None, :]), x, sums[0], is_async=True)
         _copy_update(
@@ -120,7 +126,7 @@ def _accumulate(
         gl.store(out_ptr + (n * N + j)[None, :] * V + row[:, None], total)
 
 
-@gluon.jit
+@gluon.jit(do_not_specialize=RUN_TIME_SIZES)
 def update_state_kernel(
     x_ptr, xt_ptr, v_ptr, gate_ptr, state_ptr, stride_xb, stride_xt, stride_xh, stride_vb, stride_vt, stride_vh, Hk, T,
     T_padded, chunk, n_updates, stride_state, slots, D: gl.constexpr, V: gl.constexpr, SPLIT: gl.constexpr,
@@ -161,7 +167,7 @@ def _copy_state_rows(slot, state_ptr, i, D: gl.constexpr, V: gl.constexpr, SPLIT
     column = gl.arange(0, V, layout=gl.SliceLayout(0, layout))
     row = j + gl.where(i < SPLIT, i * D, SPLIT * D + (i - SPLIT) * (D - SPLIT) - SPLIT)
     source = state_ptr + row[:, None] * V + column[None, :]
-    async_copy.async_copy_global_to_shared(slot, source, mask=(j >= i // 16 * 16)[:, None])
+    async_load(slot, source, mask=(j >= i // 16 * 16)[:, None])
 
 
 @gluon.jit
@@ -228,7 +234,7 @@ def _query_state(
     return acc
 
 
-@gluon.jit
+@gluon.jit(do_not_specialize=RUN_TIME_SIZES)
 def forward_kernel(
     q_ptr, k_ptr, v_ptr, high_ptr, low_ptr, state_ptr, z_ptr, y_ptr, y_low_ptr, row_sum_ptr, stride_qb, stride_qt,
     stride_qh, stride_kb, stride_kt, stride_kh, stride_vb, stride_vt, stride_vh, H, T, T_padded, chunk, n_chunks,
@@ -279,7 +285,7 @@ def forward_kernel(
         place = kv_head * (n_chunks + 1) + n
         transposed = gl.allocate_shared_memory(gl.bfloat16, [D, BM], gl.SwizzledSharedLayout(1, 1, 1, [1, 0]))
         transposed.permute((1, 0)).store(q)
-        columns = transposed._reinterpret(gl.bfloat16, [D, BM], gl.SwizzledSharedLayout(1, 1, 1, [0]))
+        columns = reinterpret(transposed, gl.bfloat16, [D, BM], gl.SwizzledSharedLayout(1, 1, 1, [0]))
         acc = _query_state(
             acc, q_base, stride_qt, t, T, ring, columns, state_ptr + place * ROWS * V, D, V, SPLIT, STAGES
         )
@@ -375,13 +381,11 @@ def _copy_mirrored_rows(step, ring, state_ptr, D: gl.constexpr, V: gl.constexpr,
         i = 2 * gl.minimum(step, D // 2 - 1) + half
         upper = gl.where(j < SPLIT, j * D + i, SPLIT * D + (i - SPLIT) * (D - SPLIT) + j - SPLIT)
         row = gl.where(i < SPLIT, i * D + j, upper)
-        async_copy.async_copy_global_to_shared(
-            ring.index(2 * slot + half), state_ptr + row[:, None] * V + column[None, :]
-        )
+        async_load(ring.index(2 * slot + half), state_ptr + row[:, None] * V + column[None, :])
     async_copy.commit_group()
 
 
-@gluon.jit
+@gluon.jit(do_not_specialize=RUN_TIME_SIZES)
 def query_gradient_kernel(
     q_ptr, k_ptr, v_ptr, do_ptr, dn_ptr, high_ptr, low_ptr, state_ptr, z_ptr, dq_ptr, share_ptr, stride_qb, stride_qt,
     stride_qh, stride_kb, stride_kt, stride_kh, stride_vb, stride_vt, stride_vh, H, T, T_padded, chunk, n_chunks,
@@ -439,7 +443,7 @@ def query_gradient_kernel(
         state_base = state_ptr + place * ROWS * V
         transposed = gl.allocate_shared_memory(gl.bfloat16, [D, BM], gl.SwizzledSharedLayout(1, 1, 1, [1, 0]))
         transposed.permute((1, 0)).store(q)
-        columns = transposed._reinterpret(gl.bfloat16, [D, BM], gl.SwizzledSharedLayout(1, 1, 1, [0]))
+        columns = reinterpret(transposed, gl.bfloat16, [D, BM], gl.SwizzledSharedLayout(1, 1, 1, [0]))
         for step in gl.static_range(STAGES - 1):
             _copy_mirrored_rows(step, ring, state_base, D, V, SPLIT, STAGES)
         async_copy.wait_group(STAGES - 1)

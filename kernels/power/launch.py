@@ -10,6 +10,7 @@ import triton
 from torch import Tensor
 
 from icl_eval.kernels.power.backward import key_value_gradient_kernel, output_gradient_kernel, query_gradient_kernel
+from icl_eval.kernels.power.compiled import run_kernel
 from icl_eval.kernels.power.forward import forward_kernel
 from icl_eval.kernels.power.gates import CLOSED_LOG_GATE
 from icl_eval.kernels.power.layout import gate_gradient_kernel, running_gates_kernel, transpose_kernel
@@ -78,8 +79,7 @@ class Call(NamedTuple):
     @property
     def on_hopper(self) -> bool:
         """Whether the kernels of :mod:`hopper` take this call."""
-        fits = (self.D, self.V, self.degree, self.dtype) == (64, 64, 2, torch.bfloat16)
-        return fits and architecture(self.device) == "sm90" and _hopper() is not None
+        return takes_hopper(self.D, self.V, self.degree, self.dtype, self.device)
 
     def empty(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=self.device)
@@ -131,8 +131,18 @@ def running_gates(log_g: Tensor | None, c: Call, stand_in: Tensor) -> Gates:
     if log_g is None:
         return Gates(stand_in, stand_in, stand_in, stand_in)
     gates = Gates(*c.empty(4, c.B * c.Hk, c.padded).unbind())
-    running_gates_kernel[c.n_chunks, c.B * c.Hk](
-        log_g, *gates, *log_g.stride(), c.Hk, c.T, c.padded, c.chunk, CLOSED=CLOSED_LOG_GATE, BLOCK=CHUNK_MULTIPLE
+    run_kernel(
+        running_gates_kernel,
+        (c.n_chunks, c.B * c.Hk),
+        log_g,
+        *gates,
+        *log_g.stride(),
+        c.Hk,
+        c.T,
+        c.padded,
+        c.chunk,
+        CLOSED=CLOSED_LOG_GATE,
+        BLOCK=CHUNK_MULTIPLE,
     )
     return gates
 
@@ -141,7 +151,9 @@ def transposed(x: Tensor, c: Call, dtype: torch.dtype) -> Tensor:
     """x [B, T, H, D] as [B·H, D, padded]: float32 for Triton's kernels, which copy 4 bytes at least asynchronously."""
     B, _, H, D = x.shape
     out = c.empty(B * H, D, c.padded, dtype=dtype)
-    transpose_kernel[triton.cdiv(c.padded, 64), B * H](x, out, *x.stride()[:3], H, c.T, c.padded, D=D, BLOCK=64)
+    run_kernel(
+        transpose_kernel, (triton.cdiv(c.padded, 64), B * H), x, out, *x.stride()[:3], H, c.T, c.padded, D=D, BLOCK=64
+    )
     return out
 
 
@@ -149,7 +161,7 @@ def update_states(x: Tensor, xt: Tensor, v: Tensor, gate: Tensor, out: Tensor, c
     """What each chunk adds to the state, into ``out`` [B·Hk, chunks to update, rows, V]."""
     kernel: Any
     if c.on_hopper:
-        kernel, chosen, own = _hopper().update_state_kernel, HOPPER["update_state"], {}  # type: ignore[attr-defined]
+        kernel, chosen, own = hopper_kernels().update_state_kernel, HOPPER["update_state"], {}
     else:
         kernel, chosen = update_state_kernel, settings("update_state", c.D, c.V, c.dtype, c.device)
         own = {"DEGREE": c.degree, "PRECISION": c.precision}
@@ -160,7 +172,9 @@ def update_states(x: Tensor, xt: Tensor, v: Tensor, gate: Tensor, out: Tensor, c
     else:
         programs = c.split // options["COUNT"] + (c.D - c.split) // (2 * options["COUNT"])
     n_updates = out.shape[1]
-    kernel[(programs * n_updates * c.B * c.Hk,)](
+    run_kernel(
+        kernel,
+        (programs * n_updates * c.B * c.Hk,),
         x,
         xt,
         v,
@@ -190,7 +204,9 @@ def update_normalizers(
 ) -> None:
     """What each chunk adds to the normaliser, into ``out`` [B·Hk, chunks to update, D, D]."""
     n_updates = out.shape[1]
-    update_normalizer_kernel[n_updates, c.B * c.Hk](
+    run_kernel(
+        update_normalizer_kernel,
+        (n_updates, c.B * c.Hk),
         x,
         xt,
         gate if weight is None else weight,
@@ -217,7 +233,9 @@ def discumsum(states: Tensor, high: Tensor, start: Tensor | None, c: Call, n_upd
     size = states[0, 0].numel()
     last = c.empty(c.B * c.Hk, size) if final else high
     block = _scan_block(size, c)
-    discumsum_kernel[size // block, c.B * c.Hk](
+    run_kernel(
+        discumsum_kernel,
+        (size // block, c.B * c.Hk),
         states,
         high,
         high if start is None else start,
@@ -240,7 +258,9 @@ def reverse_discumsum(dstates: Tensor, high: Tensor, last: Tensor | None, c: Cal
     size = dstates[0, 0].numel()
     block = _scan_block(size, c)
     first = c.empty(c.B * c.Hk, size) if has_initial else high
-    reverse_discumsum_kernel[size // block, c.B * c.Hk](
+    run_kernel(
+        reverse_discumsum_kernel,
+        (size // block, c.B * c.Hk),
         dstates,
         high,
         high if last is None else last,
@@ -271,7 +291,9 @@ def inner_products(
 ) -> None:
     """⟨γ S, dS⟩ across each chunk, added to ``out`` [B·Hk, chunks], of states whose rows have ``columns`` elements."""
     size = states[0, 0].numel()
-    inner_product_kernel[c.n_chunks, c.B * c.Hk](
+    run_kernel(
+        inner_product_kernel,
+        (c.n_chunks, c.B * c.Hk),
         states,
         dstates,
         high,
@@ -309,13 +331,15 @@ def forward(
     """Writes ``y``, what rounding cut off it (unless ``y_low`` is empty) and the row sums."""
     kernel: Any
     if c.on_hopper:
-        kernel, chosen, own = _hopper().forward_kernel, HOPPER["forward"], {}  # type: ignore[attr-defined]
-        tensors = (q, k, v)
+        kernel, chosen, own = hopper_kernels().forward_kernel, HOPPER["forward"], {}
+        tensors: tuple[Tensor, ...] = (q, k, v)
     else:
         kernel, chosen = forward_kernel, settings("forward", c.D, c.V, c.dtype, c.device)
         own = {"DEGREE": c.degree, "PRECISION": c.precision}
-        tensors = (q, k, v, qt)  # type: ignore[assignment]
-    kernel[triton.cdiv(c.T, chosen.options["BM"]), c.B * c.H](
+        tensors = (q, k, v, qt)
+    run_kernel(
+        kernel,
+        (triton.cdiv(c.T, chosen.options["BM"]), c.B * c.H),
         *tensors,
         gates.high,
         gates.low,
@@ -349,7 +373,9 @@ def output_gradient(
     dy: Tensor, y: Tensor, y_low: Tensor, row_sum: Tensor, do: Tensor, dn: Tensor, c: Call, output_scale: float
 ) -> None:
     """Writes the gradients of the un-normalised outputs and of the row sums."""
-    output_gradient_kernel[triton.cdiv(c.padded, 64), c.B * c.H](
+    run_kernel(
+        output_gradient_kernel,
+        (triton.cdiv(c.padded, 64), c.B * c.H),
         dy,
         y,
         y_low,
@@ -387,13 +413,15 @@ def query_gradient(
     """Writes ``dq`` and the queries' share of the gates' gradient."""
     kernel: Any
     if c.on_hopper:
-        kernel, chosen, own = _hopper().query_gradient_kernel, HOPPER["query_gradient"], {}  # type: ignore[attr-defined]
-        tensors = (q, k, v)
+        kernel, chosen, own = hopper_kernels().query_gradient_kernel, HOPPER["query_gradient"], {}
+        tensors: tuple[Tensor, ...] = (q, k, v)
     else:
         kernel, chosen = query_gradient_kernel, settings("query_gradient", c.D, c.V, c.dtype, c.device)
         own = {"DEGREE": c.degree, "PRECISION": c.precision}
-        tensors = (q, k, v, qt)  # type: ignore[assignment]
-    kernel[triton.cdiv(c.T, chosen.options["BM"]), c.B * c.H](
+        tensors = (q, k, v, qt)
+    run_kernel(
+        kernel,
+        (triton.cdiv(c.T, chosen.options["BM"]), c.B * c.H),
         *tensors,
         do,
         dn,
@@ -442,7 +470,9 @@ def key_value_gradient(
 ) -> None:
     """Writes ``dk``, ``dv`` and the keys' share of the gates' gradient: of all queries, and of later chunks' alone."""
     chosen = settings("key_value_gradient", c.D, c.V, c.dtype, c.device)
-    key_value_gradient_kernel[triton.cdiv(c.T, chosen.options["BK"]), c.B * c.Hk](
+    run_kernel(
+        key_value_gradient_kernel,
+        (triton.cdiv(c.T, chosen.options["BK"]), c.B * c.Hk),
         q,
         k,
         v,
@@ -487,7 +517,9 @@ def gate_gradient(
     c: Call,
 ) -> None:
     """Writes ``dlog_g``."""
-    gate_gradient_kernel[c.n_chunks, c.B * c.Hk](
+    run_kernel(
+        gate_gradient_kernel,
+        (c.n_chunks, c.B * c.Hk),
         key_share,
         later_share,
         query_share,
@@ -522,11 +554,26 @@ def _strides(*tensors: Tensor) -> tuple[int, ...]:
     return tuple(stride for x in tensors for stride in x.stride()[:3])
 
 
+_hopper_trusted = True
+
+
+def takes_hopper(head_dim: int, value_dim: int, degree: int, dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether the kernels of :mod:`hopper` take calls of these sizes on this device."""
+    fits = (head_dim, value_dim, degree, dtype) == (64, 64, 2, torch.bfloat16)
+    return fits and _hopper_trusted and architecture(device) == "sm90" and hopper_kernels() is not None
+
+
+def set_hopper_aside() -> None:
+    """From now on Triton's kernels take every call of this process."""
+    global _hopper_trusted
+    _hopper_trusted = False
+
+
 @functools.cache
-def _hopper() -> Any:
-    """The module of Hopper's kernels, or None: Gluon is not in every Triton, and the interpreter has none."""
+def hopper_kernels() -> Any:
+    """The module of Hopper's kernels, or None: Gluon differs between Tritons, and the interpreter has none."""
     try:
         from icl_eval.kernels.power import hopper
-    except ImportError:
+    except (ImportError, AttributeError):
         return None
     return hopper

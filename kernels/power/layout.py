@@ -5,8 +5,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from icl_eval.kernels.power.compiled import RUN_TIME_SIZES
 
-@triton.jit
+
+@triton.jit(do_not_specialize=RUN_TIME_SIZES)
 def transpose_kernel(
     x_ptr, out_ptr, stride_b, stride_t, stride_h, H, T, T_padded, D: tl.constexpr, BLOCK: tl.constexpr
 ):
@@ -21,7 +23,7 @@ def transpose_kernel(
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=RUN_TIME_SIZES)
 def running_gates_kernel(
     log_g_ptr,
     high_ptr,
@@ -71,7 +73,7 @@ def running_gates_kernel(
         after += tl.sum(gates, 0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=RUN_TIME_SIZES)
 def gate_gradient_kernel(
     key_ptr,
     later_ptr,

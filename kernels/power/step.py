@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from icl_eval.kernels.power.compiled import RUN_TIME_SIZES, run_kernel
 from icl_eval.kernels.power.embedding import expanded_dim, multi_indices
 from icl_eval.kernels.power.gates import CLOSED_LOG_GATE
 from icl_eval.kernels.power.operators import define_operator
@@ -37,7 +38,7 @@ def _store_output(address, y, row_sum, scale, mask, NORMALIZED: tl.constexpr):
     tl.store(address, y.to(address.dtype.element_ty), mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=RUN_TIME_SIZES)
 def step_kernel(
     q_ptr,
     k_ptr,
@@ -116,7 +117,7 @@ def step_kernel(
                 tl.store(part_sum_ptr + part, tl.sum(row_sum, 0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=RUN_TIME_SIZES)
 def combine_kernel(
     part_ptr, part_sum_ptr, y_ptr, heads, programs, scale, V: tl.constexpr, NORMALIZED: tl.constexpr, BV: tl.constexpr
 ):
@@ -155,7 +156,9 @@ def _step(
     whole = programs == 1
     part = y if whole else torch.empty(programs, B * H, V, device=q.device)
     part_sum = y if whole else torch.empty(programs, B * H, device=q.device)
-    step_kernel[programs, B * Hk](
+    run_kernel(
+        step_kernel,
+        (programs, B * Hk),
         q.contiguous(),
         k.contiguous(),
         v.contiguous(),
@@ -186,7 +189,9 @@ def _step(
         ROWS=ROWS,
     )
     if not whole:
-        combine_kernel[(B * H,)](
+        run_kernel(
+            combine_kernel,
+            (B * H,),
             part,
             part_sum,
             y,

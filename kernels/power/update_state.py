@@ -9,6 +9,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from icl_eval.kernels.power.compiled import RUN_TIME_SIZES
+
 SCAN_STAGES = tl.constexpr(6)
 """Chunks whose states are on their way from memory at a time, while a scan adds one up."""
 
@@ -78,7 +80,7 @@ def _accumulate(
         tl.store(out_ptr + row[None, :] * V + column[:, None], sums[n].to(out_ptr.dtype.element_ty))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=RUN_TIME_SIZES)
 def update_state_kernel(
     x_ptr,
     xt_ptr,
@@ -190,7 +192,7 @@ def update_state_kernel(
         )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=RUN_TIME_SIZES)
 def update_normalizer_kernel(
     x_ptr,
     xt_ptr,
@@ -239,7 +241,7 @@ def update_normalizer_kernel(
     tl.store(z_ptr + (head * slots + n) * D * D + d[:, None] * D + d[None, :], z)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=RUN_TIME_SIZES)
 def discumsum_kernel(
     state_ptr,
     high_ptr,
@@ -276,7 +278,7 @@ def discumsum_kernel(
         tl.store(final_ptr + head * SIZE + e, carry)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=RUN_TIME_SIZES)
 def reverse_discumsum_kernel(
     dstate_ptr,
     high_ptr,
@@ -311,7 +313,7 @@ def reverse_discumsum_kernel(
         tl.store(dinitial_ptr + head * SIZE + e, carry)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=RUN_TIME_SIZES)
 def inner_product_kernel(
     state_ptr,
     dstate_ptr,

@@ -6,6 +6,7 @@ The interpreter covers the algorithm in float32; bfloat16 products, pipelining a
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import warnings
@@ -264,6 +265,40 @@ def test_gpu_falls_back_with_one_warning(monkeypatch: pytest.MonkeyPatch) -> Non
         power_attention(**inputs)
     backends._checked.cache_clear()
     torch.testing.assert_close(y, power_attention(**inputs, backend="chunked"))
+
+
+@pytest.mark.parametrize(
+    ("errors", "works", "warned"),
+    [
+        ([0.001], True, []),
+        ([0.5, 0.001], True, ["portable Triton kernels, not those for Hopper.*a self-check is off by 5.0e-01"]),
+        ([RuntimeError("no ptxas\nmore"), 0.5], False, ["portable Triton kernels.*no ptxas$", "'chunked'.*5.0e-01"]),
+    ],
+)
+def test_what_fails_is_set_aside_for_the_next_best(
+    errors: list[float | Exception], works: bool, warned: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from icl_eval.kernels.power import backends, launch
+
+    def self_check(*_: object) -> float:
+        outcome = errors.pop(0)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    monkeypatch.setattr(backends, "self_check", self_check)
+    monkeypatch.setattr(launch, "architecture", lambda device: "sm90")
+    monkeypatch.setattr(launch, "hopper_kernels", lambda: object())
+    monkeypatch.setattr(launch, "_hopper_trusted", True)
+    backends._checked.cache_clear()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert backends._checked(torch.device("cpu"), torch.bfloat16, 64, 64, 1, 2, "row_sum", True) is works
+    backends._checked.cache_clear()
+    assert len(caught) == len(warned)
+    assert not errors
+    assert all(re.search(pattern, str(w.message)) for pattern, w in zip(warned, caught, strict=True))
+    assert launch.takes_hopper(64, 64, 2, torch.bfloat16, torch.device("cpu")) is (len(warned) == 0)
 
 
 @pytest.mark.skipif(INTERPRETED, reason="in the interpreter the kernels take CPU tensors")
