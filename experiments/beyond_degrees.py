@@ -1,5 +1,7 @@
 """Beyond the paper: degrees 1 to 4, odd ones included, with heads small enough for all of them."""
 
+from functools import partial
+
 from icl_eval import Budget, Experiment
 from icl_eval.experiments.arms import TINY, check_scale, text_arm
 from icl_eval.models import Linear, Power, Softmax
@@ -21,21 +23,13 @@ def experiment(scale: str = "smoke") -> Experiment:
         "p3-output-norm": Power(degree=3, normalization="none"),
         "p4": Power(degree=4),
     }
+    arm = partial(
+        text_arm, scale=scale, size=size, context=context, tokens_per_step=tokens_per_step, budget=Budget(flops=flops)
+    )
     return Experiment(
         name=f"beyond_degrees-{scale}",
         question="Which degree is best at equal FLOPs, and do odd degrees work?",
-        arms=tuple(
-            text_arm(
-                name,
-                mixer,
-                scale=scale,
-                size=size,
-                context=context,
-                tokens_per_step=tokens_per_step,
-                budget=Budget(flops=flops),
-            )
-            for name, mixer in mixers.items()
-        ),
+        arms=tuple(arm(name, mixer) for name, mixer in mixers.items()),
         eval_sequences=64 if scale == "smoke" else 1024,
         eval_batch_size=16,
     )

@@ -1,5 +1,7 @@
 """Beyond the paper: models trained at two contexts, to be measured far past them."""
 
+from functools import partial
+
 from icl_eval import Budget, Experiment
 from icl_eval.experiments.arms import MICRO, SMALL, TINY, check_scale, text_arm
 from icl_eval.models import Linear, Power, Softmax, Window
@@ -12,19 +14,12 @@ def experiment(scale: str = "smoke") -> Experiment:
         "h200": (MICRO, (4096, 16_384), 32_768, 1.2e16),
         "paper": (SMALL, (4096, 16_384), 32 * 65_536, 1e20),
     }[check_scale(scale)]
+    arm = partial(text_arm, scale=scale, size=size, tokens_per_step=tokens_per_step, budget=Budget(flops=flops))
     return Experiment(
         name=f"beyond_extrapolation-{scale}",
         question="How far past the context that they were trained at do models go on learning in context?",
         arms=tuple(
-            text_arm(
-                f"{mixer.name}-{context}",
-                mixer,
-                scale=scale,
-                size=size,
-                context=context,
-                tokens_per_step=tokens_per_step,
-                budget=Budget(flops=flops),
-            )
+            arm(f"{mixer.name}-{context}", mixer, context=context)
             for context in contexts
             for mixer in (Softmax(), Window(window=contexts[0] // 4), Linear(), Power())
         ),

@@ -1,5 +1,7 @@
 """Beyond the paper: power attention with a few softmax or window layers."""
 
+from functools import partial
+
 from icl_eval import Budget, Experiment
 from icl_eval.experiments.arms import MICRO, SMALL, TINY, check_scale, text_arm
 from icl_eval.models import MixerConfig, Power, Softmax, Window
@@ -20,21 +22,13 @@ def experiment(scale: str = "smoke") -> Experiment:
         "power-power-window": (Power(), Power(), window),
         "window-window-power": (window, window, Power()),
     }
+    arm = partial(
+        text_arm, scale=scale, size=size, context=context, tokens_per_step=tokens_per_step, budget=Budget(flops=flops)
+    )
     return Experiment(
         name=f"beyond_hybrid-{scale}",
         question="Does a power model gain from a few layers of another kind?",
-        arms=tuple(
-            text_arm(
-                name,
-                pattern,
-                scale=scale,
-                size=size,
-                context=context,
-                tokens_per_step=tokens_per_step,
-                budget=Budget(flops=flops),
-            )
-            for name, pattern in patterns.items()
-        ),
+        arms=tuple(arm(name, pattern) for name, pattern in patterns.items()),
         eval_sequences=64 if scale == "smoke" else 512,
         eval_batch_size=16 if scale == "smoke" else 4,
     )

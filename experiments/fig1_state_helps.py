@@ -1,5 +1,7 @@
 """C1, C2: what a growing state buys, per update and per FLOP, at three contexts in two backbones (figure 1)."""
 
+from functools import partial
+
 from icl_eval import Budget, Experiment
 from icl_eval.experiments.arms import NARROW, SMALL, TINY, check_scale, text_arm
 from icl_eval.models import RWKV, Linear, Softmax, Transformer
@@ -15,21 +17,19 @@ def experiment(scale: str = "smoke") -> Experiment:
         "h200": (NARROW, (32, 1024, 8192), 32_768, 32_768 * 2000),
         "paper": (SMALL, (32, 1024, 8192), 32_768, 32_768 * 100_000),
     }[check_scale(scale)]
+    arm = partial(
+        text_arm,
+        scale=scale,
+        size=size,
+        tokens_per_step=tokens_per_step,
+        budget=Budget(tokens=tokens),
+        branches=(0.125, 0.25, 0.5, 1.0),
+    )
     return Experiment(
         name=f"fig1_state_helps-{scale}",
         question="Does a state that grows with the context pay, per update and per FLOP?",
         arms=tuple(
-            text_arm(
-                f"{backbone.__name__.lower()}-{mixer.name}-{context}",
-                mixer(),
-                scale=scale,
-                size=size,
-                context=context,
-                tokens_per_step=tokens_per_step,
-                budget=Budget(tokens=tokens),
-                backbone=backbone(),
-                branches=(0.125, 0.25, 0.5, 1.0),
-            )
+            arm(f"{backbone.__name__.lower()}-{mixer.name}-{context}", mixer(), context=context, backbone=backbone())
             for backbone in (RWKV, Transformer)
             for context in contexts
             for mixer in (Softmax, Linear)
