@@ -78,11 +78,13 @@ def list_names() -> None:
 
 
 @app.command()
-def show(preset: PresetArgument, scale: ScaleOption = None) -> None:
+def show(preset: PresetArgument, scale: ScaleOption = None, text: TextOption = None) -> None:
     """Print a preset's resolved configuration and matched budget, without training."""
     experiment = define_preset(preset, scale)
     if isinstance(experiment, Untrained):
         return _nothing_to_train(experiment)
+    if text is not None:
+        experiment = on_text(experiment, text)
     table = plan_table(experiment)
     console.print_json(data=experiment.to_dict())
     console.print(f"\n{experiment.question}\n", highlight=False)

@@ -60,6 +60,14 @@ def test_show_prints_config_and_plan_without_training(
     assert "mqar: the best possible loss takes 192 bits of state at context 192" in out
 
 
+def test_show_puts_other_documents_in_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    code, out, _ = icl_eval(monkeypatch, capsys, "show", "fig9_long_context", "--text", str(tmp_path))
+    assert code == 0
+    assert f'"path": "{tmp_path}"' in out
+
+
 def test_a_users_own_file_runs_plots_and_resumes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
