@@ -73,6 +73,19 @@ class Call(NamedTuple):
         return state_rows(self.D, self.degree)
 
     @property
+    def lengths(self) -> tuple[int, int, int]:
+        """In tokens: of the sequence, padded to whole chunks, and of a chunk."""
+        return self.T, self.padded, self.chunk
+
+    @property
+    def constants(self) -> dict[str, int | bool]:
+        """Of the kernels that hold attention and a state."""
+        return {
+            "D": self.D, "V": self.V, "SPLIT": self.split, "ROWS": self.rows, "GROUPS": self.groups,
+            "GATED": self.gated, "NORMALIZED": self.normalized,
+        }  # fmt: skip
+
+    @property
     def canonical(self) -> tuple[int, int, int, int]:
         return self.head_dim, self.D, self.split, self.degree
 
@@ -86,16 +99,9 @@ class Call(NamedTuple):
 
 
 def call_of(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    log_g: Tensor | None,
-    head_dim: int,
-    degree: int,
-    normalized: bool,
-    precision: str,
+    q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, head_dim: int, degree: int, normalized: bool, precision: str,
     chunk_size: int,
-) -> Call:
+) -> Call:  # fmt: skip
     """The sizes of one call, its chunks rounded up to whole tiles."""
     B, T, H, D = q.shape
     chunk = -(-min(chunk_size, T) // CHUNK_MULTIPLE) * CHUNK_MULTIPLE
@@ -132,18 +138,9 @@ def running_gates(log_g: Tensor | None, c: Call, stand_in: Tensor) -> Gates:
         return Gates(stand_in, stand_in, stand_in, stand_in)
     gates = Gates(*c.empty(4, c.B * c.Hk, c.padded).unbind())
     run_kernel(
-        running_gates_kernel,
-        (c.n_chunks, c.B * c.Hk),
-        log_g,
-        *gates,
-        *log_g.stride(),
-        c.Hk,
-        c.T,
-        c.padded,
-        c.chunk,
-        CLOSED=CLOSED_LOG_GATE,
-        BLOCK=CHUNK_MULTIPLE,
-    )
+        running_gates_kernel, (c.n_chunks, c.B * c.Hk), log_g, *gates, *log_g.stride(), c.Hk, *c.lengths,
+        CLOSED=CLOSED_LOG_GATE, BLOCK=CHUNK_MULTIPLE,
+    )  # fmt: skip
     return gates
 
 
@@ -173,30 +170,10 @@ def update_states(x: Tensor, xt: Tensor, v: Tensor, gate: Tensor, out: Tensor, c
         programs = c.split // options["COUNT"] + (c.D - c.split) // (2 * options["COUNT"])
     n_updates = out.shape[1]
     run_kernel(
-        kernel,
-        (programs * n_updates * c.B * c.Hk,),
-        x,
-        xt,
-        v,
-        gate,
-        out,
-        *x.stride()[:3],
-        *v.stride()[:3],
-        c.Hk,
-        c.T,
-        c.padded,
-        c.chunk,
-        n_updates,
-        c.rows * c.V,
-        out.stride(0) // (c.rows * c.V),
-        D=c.D,
-        V=c.V,
-        SPLIT=c.split,
-        GROUPS=groups,
-        GATED=c.gated,
-        **own,
-        **options,
-    )
+        kernel, (programs * n_updates * c.B * c.Hk,), x, xt, v, gate, out, *x.stride()[:3], *v.stride()[:3], c.Hk,
+        *c.lengths, n_updates, c.rows * c.V, out.stride(0) // (c.rows * c.V), D=c.D, V=c.V, SPLIT=c.split,
+        GROUPS=groups, GATED=c.gated, **own, **options,
+    )  # fmt: skip
 
 
 def update_normalizers(
@@ -205,27 +182,10 @@ def update_normalizers(
     """What each chunk adds to the normaliser, into ``out`` [B·Hk, chunks to update, D, D]."""
     n_updates = out.shape[1]
     run_kernel(
-        update_normalizer_kernel,
-        (n_updates, c.B * c.Hk),
-        x,
-        xt,
-        gate if weight is None else weight,
-        gate,
-        out,
-        *x.stride()[:3],
-        c.Hk,
-        c.T,
-        c.padded,
-        c.chunk,
-        n_updates,
-        out.stride(0) // c.D**2,
-        D=c.D,
-        GROUPS=groups,
-        GATED=c.gated,
-        WEIGHTED=weight is not None,
-        PRECISION=c.precision,
-        BT=64 if c.D <= 64 and x.dtype == torch.bfloat16 else 32,
-    )
+        update_normalizer_kernel, (n_updates, c.B * c.Hk), x, xt, gate if weight is None else weight, gate, out,
+        *x.stride()[:3], c.Hk, *c.lengths, n_updates, out.stride(0) // c.D**2, D=c.D, GROUPS=groups, GATED=c.gated,
+        WEIGHTED=weight is not None, PRECISION=c.precision, BT=64 if c.D <= 64 and x.dtype == torch.bfloat16 else 32,
+    )  # fmt: skip
 
 
 def discumsum(states: Tensor, high: Tensor, start: Tensor | None, c: Call, n_updates: int, final: bool) -> Tensor:
@@ -234,22 +194,10 @@ def discumsum(states: Tensor, high: Tensor, start: Tensor | None, c: Call, n_upd
     last = c.empty(c.B * c.Hk, size) if final else high
     block = _scan_block(size, c)
     run_kernel(
-        discumsum_kernel,
-        (size // block, c.B * c.Hk),
-        states,
-        high,
-        high if start is None else start,
-        last,
-        c.padded,
-        c.chunk,
-        c.n_chunks,
-        n_updates,
-        SIZE=size,
-        GATED=c.gated,
-        HAS_INITIAL=start is not None,
-        HAS_FINAL=final,
+        discumsum_kernel, (size // block, c.B * c.Hk), states, high, high if start is None else start, last, c.padded,
+        c.chunk, c.n_chunks, n_updates, SIZE=size, GATED=c.gated, HAS_INITIAL=start is not None, HAS_FINAL=final,
         BLOCK=block,
-    )
+    )  # fmt: skip
     return last
 
 
@@ -259,75 +207,30 @@ def reverse_discumsum(dstates: Tensor, high: Tensor, last: Tensor | None, c: Cal
     block = _scan_block(size, c)
     first = c.empty(c.B * c.Hk, size) if has_initial else high
     run_kernel(
-        reverse_discumsum_kernel,
-        (size // block, c.B * c.Hk),
-        dstates,
-        high,
-        high if last is None else last,
-        first,
-        c.padded,
-        c.chunk,
-        c.n_chunks,
-        SIZE=size,
-        GATED=c.gated,
-        HAS_FINAL=last is not None,
-        HAS_INITIAL=has_initial,
+        reverse_discumsum_kernel, (size // block, c.B * c.Hk), dstates, high, high if last is None else last, first,
+        c.padded, c.chunk, c.n_chunks, SIZE=size, GATED=c.gated, HAS_FINAL=last is not None, HAS_INITIAL=has_initial,
         BLOCK=block,
-    )
+    )  # fmt: skip
     return first
 
 
 def inner_products(
-    states: Tensor,
-    dstates: Tensor,
-    high: Tensor,
-    out: Tensor,
-    c: Call,
-    *,
-    columns: int,
-    split: int,
-    has_initial: bool,
+    states: Tensor, dstates: Tensor, high: Tensor, out: Tensor, c: Call, *, columns: int, split: int, has_initial: bool,
     has_final: bool,
-) -> None:
+) -> None:  # fmt: skip
     """⟨γ S, dS⟩ across each chunk, added to ``out`` [B·Hk, chunks], of states whose rows have ``columns`` elements."""
     size = states[0, 0].numel()
     run_kernel(
-        inner_product_kernel,
-        (c.n_chunks, c.B * c.Hk),
-        states,
-        dstates,
-        high,
-        out,
-        c.padded,
-        c.chunk,
-        c.n_chunks,
-        SIZE=size,
-        V=columns,
-        D=c.D,
-        SPLIT=c.D if c.degree == 1 else split,
-        HAS_INITIAL=has_initial,
-        HAS_FINAL=has_final,
-        BLOCK=min(2048, size & -size),
-        num_warps=8,
-    )
+        inner_product_kernel, (c.n_chunks, c.B * c.Hk), states, dstates, high, out, c.padded, c.chunk, c.n_chunks,
+        SIZE=size, V=columns, D=c.D, SPLIT=c.D if c.degree == 1 else split, HAS_INITIAL=has_initial,
+        HAS_FINAL=has_final, BLOCK=min(2048, size & -size), num_warps=8,
+    )  # fmt: skip
 
 
 def forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    qt: Tensor,
-    gates: Gates,
-    states: Tensor,
-    normalizers: Tensor,
-    y: Tensor,
-    y_low: Tensor,
-    row_sum: Tensor,
-    c: Call,
-    *,
-    has_initial: bool,
-    output_scale: float,
-) -> None:
+    q: Tensor, k: Tensor, v: Tensor, qt: Tensor, gates: Gates, states: Tensor, normalizers: Tensor, y: Tensor,
+    y_low: Tensor, row_sum: Tensor, c: Call, *, has_initial: bool, output_scale: float,
+) -> None:  # fmt: skip
     """Writes ``y``, what rounding cut off it (unless ``y_low`` is empty) and the row sums."""
     kernel: Any
     if c.on_hopper:
@@ -338,35 +241,10 @@ def forward(
         own = {"DEGREE": c.degree, "PRECISION": c.precision}
         tensors = (q, k, v, qt)
     run_kernel(
-        kernel,
-        (triton.cdiv(c.T, chosen.options["BM"]), c.B * c.H),
-        *tensors,
-        gates.high,
-        gates.low,
-        states,
-        normalizers,
-        y,
-        y_low,
-        row_sum,
-        *_strides(q, k, v),
-        c.H,
-        c.T,
-        c.padded,
-        c.chunk,
-        c.n_chunks,
-        output_scale,
-        D=c.D,
-        V=c.V,
-        SPLIT=c.split,
-        ROWS=c.rows,
-        GROUPS=c.groups,
-        GATED=c.gated,
-        NORMALIZED=c.normalized,
-        HAS_INITIAL=has_initial,
-        KEEP_LOW=y_low.numel() > 0,
-        **own,
-        **chosen.options,
-    )
+        kernel, (triton.cdiv(c.T, chosen.options["BM"]), c.B * c.H), *tensors, gates.high, gates.low, states,
+        normalizers, y, y_low, row_sum, *_strides(q, k, v), c.H, *c.lengths, c.n_chunks, output_scale, **c.constants,
+        HAS_INITIAL=has_initial, KEEP_LOW=y_low.numel() > 0, **own, **chosen.options,
+    )  # fmt: skip
 
 
 def output_gradient(
@@ -374,42 +252,15 @@ def output_gradient(
 ) -> None:
     """Writes the gradients of the un-normalised outputs and of the row sums."""
     run_kernel(
-        output_gradient_kernel,
-        (triton.cdiv(c.padded, 64), c.B * c.H),
-        dy,
-        y,
-        y_low,
-        row_sum,
-        do,
-        dn,
-        *dy.stride()[:3],
-        c.H,
-        c.T,
-        c.padded,
-        output_scale,
-        V=c.V,
-        NORMALIZED=c.normalized,
-        HAS_LOW=y_low.numel() > 0,
-        BLOCK=64,
-    )
+        output_gradient_kernel, (triton.cdiv(c.padded, 64), c.B * c.H), dy, y, y_low, row_sum, do, dn, *dy.stride()[:3],
+        c.H, c.T, c.padded, output_scale, V=c.V, NORMALIZED=c.normalized, HAS_LOW=y_low.numel() > 0, BLOCK=64,
+    )  # fmt: skip
 
 
 def query_gradient(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    qt: Tensor,
-    do: Tensor,
-    dn: Tensor,
-    gates: Gates,
-    states: Tensor,
-    normalizers: Tensor,
-    dq: Tensor,
-    share: Tensor,
-    c: Call,
-    *,
-    has_initial: bool,
-) -> None:
+    q: Tensor, k: Tensor, v: Tensor, qt: Tensor, do: Tensor, dn: Tensor, gates: Gates, states: Tensor,
+    normalizers: Tensor, dq: Tensor, share: Tensor, c: Call, *, has_initial: bool,
+) -> None:  # fmt: skip
     """Writes ``dq`` and the queries' share of the gates' gradient."""
     kernel: Any
     if c.on_hopper:
@@ -420,121 +271,33 @@ def query_gradient(
         own = {"DEGREE": c.degree, "PRECISION": c.precision}
         tensors = (q, k, v, qt)
     run_kernel(
-        kernel,
-        (triton.cdiv(c.T, chosen.options["BM"]), c.B * c.H),
-        *tensors,
-        do,
-        dn,
-        gates.high,
-        gates.low,
-        states,
-        normalizers,
-        dq,
-        share,
-        *_strides(q, k, v),
-        c.H,
-        c.T,
-        c.padded,
-        c.chunk,
-        c.n_chunks,
-        D=c.D,
-        V=c.V,
-        SPLIT=c.split,
-        ROWS=c.rows,
-        GROUPS=c.groups,
-        GATED=c.gated,
-        NORMALIZED=c.normalized,
-        HAS_INITIAL=has_initial,
-        **own,
-        **chosen.options,
-    )
+        kernel, (triton.cdiv(c.T, chosen.options["BM"]), c.B * c.H), *tensors, do, dn, gates.high, gates.low, states,
+        normalizers, dq, share, *_strides(q, k, v), c.H, *c.lengths, c.n_chunks, **c.constants, HAS_INITIAL=has_initial,
+        **own, **chosen.options,
+    )  # fmt: skip
 
 
 def key_value_gradient(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    kt: Tensor,
-    do: Tensor,
-    dn: Tensor,
-    gates: Gates,
-    dstates: Tensor,
-    dnormalizers: Tensor,
-    dk: Tensor,
-    dv: Tensor,
-    share: Tensor,
-    later_share: Tensor,
-    c: Call,
-    *,
-    has_final: bool,
-) -> None:
+    q: Tensor, k: Tensor, v: Tensor, kt: Tensor, do: Tensor, dn: Tensor, gates: Gates, dstates: Tensor,
+    dnormalizers: Tensor, dk: Tensor, dv: Tensor, share: Tensor, later_share: Tensor, c: Call, *, has_final: bool,
+) -> None:  # fmt: skip
     """Writes ``dk``, ``dv`` and the keys' share of the gates' gradient: of all queries, and of later chunks' alone."""
     chosen = settings("key_value_gradient", c.D, c.V, c.dtype, c.device)
     run_kernel(
-        key_value_gradient_kernel,
-        (triton.cdiv(c.T, chosen.options["BK"]), c.B * c.Hk),
-        q,
-        k,
-        v,
-        kt,
-        do,
-        dn,
-        gates.high,
-        gates.low,
-        dstates,
-        dnormalizers,
-        dk,
-        dv,
-        share,
-        later_share,
-        *_strides(q, k, v),
-        c.Hk,
-        c.T,
-        c.padded,
-        c.chunk,
-        c.n_chunks,
-        D=c.D,
-        V=c.V,
-        SPLIT=c.split,
-        ROWS=c.rows,
-        DEGREE=c.degree,
-        GROUPS=c.groups,
-        GATED=c.gated,
-        NORMALIZED=c.normalized,
-        HAS_FINAL=has_final,
-        PRECISION=c.precision,
-        **chosen.options,
-    )
+        key_value_gradient_kernel, (triton.cdiv(c.T, chosen.options["BK"]), c.B * c.Hk), q, k, v, kt, do, dn,
+        gates.high, gates.low, dstates, dnormalizers, dk, dv, share, later_share, *_strides(q, k, v), c.Hk, *c.lengths,
+        c.n_chunks, DEGREE=c.degree, **c.constants, HAS_FINAL=has_final, PRECISION=c.precision, **chosen.options,
+    )  # fmt: skip
 
 
 def gate_gradient(
-    key_share: Tensor,
-    later_share: Tensor,
-    query_share: Tensor,
-    across: Tensor,
-    log_g: Tensor,
-    dlog_g: Tensor,
-    c: Call,
-) -> None:
+    key_share: Tensor, later_share: Tensor, query_share: Tensor, across: Tensor, log_g: Tensor, dlog_g: Tensor, c: Call,
+) -> None:  # fmt: skip
     """Writes ``dlog_g``."""
     run_kernel(
-        gate_gradient_kernel,
-        (c.n_chunks, c.B * c.Hk),
-        key_share,
-        later_share,
-        query_share,
-        across,
-        log_g,
-        dlog_g,
-        *log_g.stride(),
-        c.Hk,
-        c.T,
-        c.padded,
-        c.chunk,
-        GROUPS=c.groups,
-        CLOSED=CLOSED_LOG_GATE,
-        BLOCK=CHUNK_MULTIPLE,
-    )
+        gate_gradient_kernel, (c.n_chunks, c.B * c.Hk), key_share, later_share, query_share, across, log_g, dlog_g,
+        *log_g.stride(), c.Hk, *c.lengths, GROUPS=c.groups, CLOSED=CLOSED_LOG_GATE, BLOCK=CHUNK_MULTIPLE,
+    )  # fmt: skip
 
 
 def unit_stride(x: Tensor) -> Tensor:
