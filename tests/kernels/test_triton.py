@@ -249,6 +249,17 @@ def test_gpu_graphs_and_non_contiguous_inputs() -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_gpu_other_than_the_current_one() -> None:
+    case = BASE.with_(T=300)
+    results = [
+        outputs_and_gradients(power_attention, case, case.inputs(dtype=torch.bfloat16, device=device), backend="triton")
+        for device in ("cuda:0", "cuda:1")
+    ]
+    assert_close({name: x.cuda(0) for name, x in results[1].items()}, results[0], 1e-6)
+
+
+@pytest.mark.gpu
 def test_gpu_falls_back_with_one_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     from icl_eval.kernels.power import backends
 
