@@ -1,6 +1,7 @@
 """The frontier figure: what stands on its axes, read back from the figure."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from matplotlib.axes import Axes
 
-from icl_eval import Arm, Budget, Experiment, Training, load_runs
+from icl_eval import Arm, Budget, Experiment, Training, load_run, load_runs
 from icl_eval.models import ModelConfig, Softmax, Window
 from icl_eval.plots import plot_loss_by_position, plot_score_by_state
 from icl_eval.run import run_experiment
@@ -90,4 +91,20 @@ def test_anchors_are_drawn_with_the_optimum(runs: list[Run], tmp_path: Path) -> 
     figure = plot_loss_by_position([run for run in runs if run.name.startswith("regbench")])
     names = {line.get_label() for line in figure.axes[0].lines}
     assert {"best possible", "chance", "1-gram", "2-gram", "3-gram", "5-gram"} <= names
+    plt.close(figure)
+
+
+def test_distances_that_hardly_any_document_has_are_not_drawn(runs: list[Run]) -> None:
+    run = next(run for run in runs if run.name == "markov-softmax")
+    assert run.positions is not None
+    count, bins = run.positions.document_count.copy(), run.positions.document_count.shape[1]
+    count[1:, 4] = 0
+    count[2:, 5] = 0
+    sparse = load_run(run.path)
+    sparse.__dict__["positions"] = replace(run.positions, document_count=count)
+    figure = plot_loss_by_position([sparse])
+    (line,) = [line for line in figure.axes[0].lines if line.get_label() == "softmax"]
+    filled = int((run.positions.document_count.sum(axis=0) > 0).sum())
+    assert bins > 6
+    assert len(line.get_xdata()) == filled - 1  # type: ignore[arg-type]
     plt.close(figure)
