@@ -39,7 +39,7 @@ def experiment() -> Experiment:
         mixers(width=32, num_heads=2, rotary_base=None, longest_memory=8192.0),
         Transformer(mlp_ratio=2.0, short_conv=4),
         Training(batch_size=16, learning_rate=5e-3, final_learning_rate=5e-4, warmup_tokens=100_000, betas=(0.9, 0.95)),
-        Budget(flops=5e11),
+        Budget(flops=1e12),
     )
     text = arms(
         SourceCode(seq_len=512),
