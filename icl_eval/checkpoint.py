@@ -35,6 +35,7 @@ class Progress:
         step, seconds: that the model at hand has been trained for.
         skipped_steps: of its steps, those that changed nothing because the gradient was not finite.
         steps_spent, seconds_spent: that the run has trained for, on the trunk and on all branches.
+        seconds_waited: of the seconds spent, those in which training waited for its next batch.
     """
 
     step: int = 0
@@ -42,6 +43,7 @@ class Progress:
     skipped_steps: int = 0
     steps_spent: int = 0
     seconds_spent: float = 0.0
+    seconds_waited: float = 0.0
 
 
 def save_checkpoint(

@@ -9,7 +9,7 @@ from icl_eval.experiment import Arm
 from icl_eval.measured_table import LEGEND, measured_tables
 from icl_eval.plots import plot_all
 from icl_eval.run_folder import Run
-from icl_eval.tables import bits_per_byte, in_context_learning, loss_units, results_table
+from icl_eval.tables import bits_per_byte, in_context_learning, loss_units, results_table, waiting
 
 
 def summarise(runs: Sequence[Run], out: Path, console: Console) -> None:
@@ -23,7 +23,7 @@ def summarise(runs: Sequence[Run], out: Path, console: Console) -> None:
     if trained:
         console.print(results_table(trained))
         console.print(f"Losses per scored token, in {loss_units(trained)}; 95 % intervals by bootstrap {spread}.")
-        for sentence in (*in_context_learning(trained), *bits_per_byte(trained)):
+        for sentence in (*waiting(trained), *in_context_learning(trained), *bits_per_byte(trained)):
             console.print(sentence, highlight=False)
     for table in measured_tables(measured):
         console.print(table)

@@ -91,6 +91,19 @@ def loss_units(runs: Sequence[Run]) -> str:
     return ", ".join(dict.fromkeys(task.loss_unit for task in group_runs(runs)))
 
 
+def waiting(runs: Sequence[Run]) -> list[str]:
+    """A sentence: the largest share of a run's training time that went by in waiting for batches, and whose it is."""
+    shares = [
+        (run.status["seconds_waited"] / run.status["seconds_spent"], run)
+        for run in runs
+        if run.status.get("seconds_waited") is not None
+    ]
+    if not shares:
+        return []
+    share, run = max(shares, key=lambda item: item[0])
+    return [f"Waiting for data took at most {share:.1%} of a run's training time ({run.name}, seed {run.seed})."]
+
+
 def in_context_learning(runs: Sequence[Run]) -> list[str]:
     """A sentence a text task: what context is worth to the arm that uses it best, and whether that decides anything.
 

@@ -3,9 +3,12 @@
 import math
 import time
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
+from itertools import islice
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -26,6 +29,10 @@ MIN_DOCUMENTS = 4
 CALIBRATION_STEPS = 12
 LOG_EVERY_STEPS = 10
 """Steps between lines of metrics; losses are read from the device, and checkpoints written, only then."""
+BATCH_MAKERS = 2
+"""Threads that make training batches."""
+BATCHES_AHEAD = 4
+"""Training batches made, or in the making, before they are asked for."""
 
 
 class DivergedError(ArithmeticError):
@@ -103,7 +110,8 @@ class _Trainer:
             self._save()
         results: list[StepResult] = []
         started = time.perf_counter()
-        for batch in _prefetched(self.source, progress.step, leg.stop, training.batch_size):
+        for batch, seconds_waited in prefetched(self.source, progress.step, leg.stop, training.batch_size):
+            progress.seconds_waited += seconds_waited
             learning_rate = learning_rate_at(training, self.plan, leg, progress.step)
             for group in self.optimizer.param_groups:
                 group["lr"] = learning_rate
@@ -128,6 +136,7 @@ class _Trainer:
         if leg.restores:
             fork = self._load(leg.spent_before)
             fork.steps_spent, fork.seconds_spent = progress.steps_spent, progress.seconds_spent
+            fork.seconds_waited = progress.seconds_waited
             self.progress = fork
             self._save_when_due()
 
@@ -199,7 +208,7 @@ def calibrate(arm: Arm, source: Source, accelerator: Accelerator) -> float:
     model, optimizer = prepare(arm, 0, accelerator)
     seconds = []
     start = time.perf_counter()
-    for batch in _prefetched(source, 0, CALIBRATION_STEPS, arm.training.batch_size):
+    for batch, _ in prefetched(source, 0, CALIBRATION_STEPS, arm.training.batch_size):
         train_step(model, optimizer, batch, arm, accelerator).loss.item()
         now = time.perf_counter()
         seconds.append(now - start)
@@ -232,11 +241,31 @@ def heldout_sequences(experiment: Experiment, source: Source) -> int:
     return asked // batch_size * batch_size
 
 
-def _prefetched(source: Source, first: int, last: int, batch_size: int) -> Iterator[Batch]:
-    """Training batches ``first`` to ``last - 1``, each made while the one before is trained on."""
-    with ThreadPoolExecutor(max_workers=1) as maker:
-        upcoming = maker.submit(source.batch, "train", first, batch_size)
-        for index in range(first + 1, last + 1):
-            batch = upcoming.result()
-            upcoming = maker.submit(source.batch, "train", index, batch_size)
-            yield batch
+class Prefetched(NamedTuple):
+    """A training batch, and the seconds waited for it."""
+
+    batch: Batch
+    seconds_waited: float
+
+
+def prefetched(source: Source, first: int, last: int, batch_size: int) -> Iterator[Prefetched]:
+    """Training batches ``first`` to ``last - 1``, in order, made in threads while those before are trained on.
+
+    A batch depends on its index alone, so that neither threads nor resuming change the data.
+    """
+    indices = iter(range(first, last))
+    makers = ThreadPoolExecutor(BATCH_MAKERS)
+
+    def ordered(count: int) -> list[Future[Batch]]:
+        return [makers.submit(source.batch, "train", index, batch_size) for index in islice(indices, count)]
+
+    try:
+        upcoming = deque(ordered(BATCHES_AHEAD))
+        while upcoming:
+            start = time.perf_counter()
+            batch = upcoming.popleft().result()
+            seconds_waited = time.perf_counter() - start
+            upcoming.extend(ordered(1))
+            yield Prefetched(batch, seconds_waited)
+    finally:
+        makers.shutdown(cancel_futures=True)

@@ -61,6 +61,7 @@ def test_run_folders_hold_what_they_promise(folder: Path) -> None:
             "config.json", "env.json", "data.json", "metrics.jsonl", "positions.npz", "checkpoint", "DONE",
         }  # fmt: skip
         assert run.status["status"] == "complete"
+        assert 0 < run.status["seconds_waited"] < run.status["seconds_spent"]
         assert run.positions is not None
         assert len(run.positions.step) >= 4
         assert run.positions.step[-1] == run.config["schedule"]["steps"] == run.metrics["step"].iloc[-1]
