@@ -1,6 +1,8 @@
 """The command line: ``icl-eval``."""
 
+import ast
 import os
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -67,7 +69,7 @@ console = Console(width=max(Console().width, TABLE_WIDTH), quiet=not IS_MAIN_PRO
 def list_names() -> None:
     """List presets, tasks and mixers."""
     sections = {
-        "presets": {name: _first_sentence(file.read_text()) for name, file in preset_files().items()},
+        "presets": {name: _first_sentence(ast.get_docstring(ast.parse(file.read_text()))) for name, file in preset_files().items()},
         "tasks": {name: _first_sentence(task.__doc__) + _state_needed(task) for name, task in TASKS.items()},
         "mixers": {name: _first_sentence(mixer.__doc__) for name, mixer in MIXERS.items()},
     }
@@ -215,8 +217,10 @@ def _state_needed(task: type[Task]) -> str:
     return "" if bits is None else f" [{bits:,.0f} bits of state]"
 
 
-def _first_sentence(text: str | None) -> str:
-    return (text or "").strip().strip('"').split("\n\n")[0].split(". ")[0].split('."')[0].replace("\n", " ").rstrip(".")
+def _first_sentence(documentation: str | None) -> str:
+    """That of a docstring; a full stop at its end is left out."""
+    paragraph = " ".join((documentation or "").strip().split("\n\n")[0].split())
+    return re.split(r"(?<=[.?!])\s", paragraph)[0].removesuffix(".")
 
 
 if __name__ == "__main__":

@@ -47,7 +47,10 @@ def test_list_names_everything(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     assert code == 0
     for name in ("quickstart", "mqar", "source_code", "softmax", "window", "linear", "power"):
         assert f"  {name} " in out
-    assert "[224 bits of state]" in " ".join(out.split())
+    words = " ".join(out.split())
+    assert "[224 bits of state]" in words
+    assert "the best (the paper's figure 2)? fig3_window_vs_linear C6: a window" in words
+    assert '"""' not in words
 
 
 def test_show_prints_config_and_plan_without_training(
