@@ -67,6 +67,8 @@ def export(
     folder: Annotated[Path, typer.Argument(help="Where the files go.")],
 ) -> None:
     """Write a corpus as compressed JSON lines with its hash, to be read by the task ``files`` anywhere."""
+    if folder.exists() and not (folder.is_dir() and ((folder / FROZEN).is_file() or not any(folder.iterdir()))):
+        raise ValueError(f"{folder} holds something else: name a folder that is new, empty, or an earlier export")
     corpus = text_tasks(source, {})[0].text()
     folder.mkdir(parents=True, exist_ok=True)
     for split in SPLITS:
@@ -136,7 +138,8 @@ def _lengths(corpus: Corpus) -> Table:
         for split in SPLITS:
             members = corpus.members(split)
             sizes = corpus.sizes[members]
-            cells += [f"{(octaves[members] == octave).sum():,}", f"{sizes[sizes >= 2**octave].sum() / sizes.sum():.1%}"]
+            share = sizes[sizes >= 2**octave].sum() / max(sizes.sum(), 1)
+            cells += [f"{(octaves[members] == octave).sum():,}", f"{share:.1%}"]
         bar = "█" * int(np.ceil(30 * (octaves == octave).sum() / most))
         table.add_row(f"{2**octave:,} - {2 ** (octave + 1) - 1:,}", *cells, bar)
     return table

@@ -15,7 +15,7 @@ from icl_eval.tasks.text.cache import SHARD_BYTES, Shard, prepare
 from icl_eval.tasks.text.sources import Reader
 from icl_eval.tasks.text.tokenizers import BPE_TRAINING_BYTES, GPT2_TOKENS, ByteLevelBPE, from_json, token_dtype
 
-FORMAT = 1
+FORMAT = 2
 """Raised whenever the same documents would be prepared otherwise: it makes older caches void."""
 
 
@@ -25,7 +25,8 @@ class Corpus:
 
     Attributes:
         tokens: unsigned, of all documents.
-        documents: a row a document, in order: ``name``, ``split``, ``group``, ``bytes``, ``tokens``.
+        documents: a row a document, training first: ``name``, ``split``, ``group``, ``bytes``, ``tokens``. The index
+            numbers them in the order of ``tokens``.
         about: what the documents are, JSON-ready, ``sha256`` included; becomes part of the manifest.
         tokenizer: of the tokens, ``None`` where they are bytes.
     """
@@ -43,7 +44,8 @@ class Corpus:
     @functools.cached_property
     def firsts(self) -> np.ndarray:
         """Where each document begins."""
-        return np.cumsum(self.sizes) - self.sizes
+        sizes = self.documents["tokens"]
+        return (sizes.sort_index().cumsum()[sizes.index] - sizes).to_numpy()
 
     def members(self, split: Split) -> np.ndarray:
         """Indices of the documents of a split."""
@@ -75,13 +77,19 @@ def text_corpus(reader: Reader) -> Corpus:
 
     def about(documents: pd.DataFrame) -> dict[str, Any]:
         digest = hashlib.sha256()
-        for row in documents[["split", "group", "sha256"]].itertuples(index=False):
+        for row in _training_first(documents)[["split", "group", "sha256"]].itertuples(index=False):
             digest.update("\0".join(row).encode() + b"\n")
         size = int(documents["bytes"].sum())
         return {**reader.about(), "documents": len(documents), "bytes": size, "sha256": digest.hexdigest()}
 
     key = _key("text", reader.key())
-    return Corpus(*prepare(key, shards, np.dtype(np.uint8), about, what="reading text", total_bytes=reader.total_bytes))
+    opened = prepare(key, shards, np.dtype(np.uint8), about, what="reading text", total_bytes=reader.total_bytes)
+    return Corpus(opened.tokens, _training_first(opened.documents), opened.about)
+
+
+def _training_first(documents: pd.DataFrame) -> pd.DataFrame:
+    """The documents of each split in the order they were read in, however the reader mixed the splits."""
+    return documents.sort_values("split", key=lambda split: split.map(SPLITS.index), kind="stable")
 
 
 def bpe_corpus(text: Corpus, vocab_size: int) -> Corpus:
@@ -114,7 +122,7 @@ def _tokenised(text: Corpus, key: str, num_tokens: int, make: Callable[[], ByteL
         columns = [text.documents[column] for column in ("name", "split", "group", "bytes", "sha256")]
         ends = text.sizes.cumsum()
         while done < len(ends):
-            begin = text.firsts[done]
+            begin = ends[done] - text.sizes[done]
             stop = int(np.searchsorted(ends, begin + SHARD_BYTES)) + 1
             encoded = tokenizer().encode([text.document(i).tobytes() for i in range(done, min(stop, len(ends)))])
             rows = zip(*(column.iloc[done:stop] for column in columns), encoded, strict=True)

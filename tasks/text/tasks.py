@@ -96,7 +96,7 @@ class Files(TextTask):
     """
 
     name: ClassVar[str] = "files"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     path: str = location()
     heldout_path: str | None = location(default=None)
@@ -143,7 +143,7 @@ class Hub(TextTask):
     """
 
     name: ClassVar[str] = "hub"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     dataset: str
     config: str | None = None

@@ -61,6 +61,54 @@ def test_a_frozen_corpus_gives_the_batches_of_the_live_one(frozen: Path) -> None
             assert torch.equal(getattr(one, name), getattr(two, name)), name
 
 
+def test_files_split_by_their_texts_are_frozen_and_read_back_alike(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    live = tmp_path / "live"
+    live.mkdir()
+    for number in range(40):
+        (live / f"{number:02}.txt").write_text(f"{number} bottles of beer on the wall, " * (5 + number))
+    command = ["data", "export", live, tmp_path / "frozen"]
+    for _ in ("first", "again"):
+        code, _, errors = icl_eval(monkeypatch, capsys, *command)
+        assert code == 0, errors
+    sources = [Files(path=str(path), seq_len=64, heldout_fraction=f).build(3)
+               for path, f in ((live, 0.1), (tmp_path / "frozen", 0.7))]  # fmt: skip
+    names = [source.corpus.documents["name"].tolist() for source in sources]
+    assert names[0] != sorted(names[0]), "the splits are mixed in the folder"
+    assert sources[0].manifest()["sha256"] == sources[1].manifest()["sha256"]
+    for document, name in enumerate(names[0]):
+        for source in sources:
+            assert source.corpus.document(document).tobytes() == (live / name).read_bytes()
+    for split in ("train", "heldout"):
+        for one, two in zip(*(source.batch(split, 0, 8) for source in sources), strict=True):
+            assert one is two is None or torch.equal(one, two)
+
+
+def test_nothing_is_frozen_among_other_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "a.txt").write_text("a text of mine")
+    for target in (tmp_path, tmp_path / "a.txt"):
+        code, _, errors = icl_eval(monkeypatch, capsys, "data", "export", TINY, target)
+        assert code == 2
+        assert "holds something else: name a folder that is new, empty, or an earlier export" in errors.replace(
+            "\n", " "
+        )
+    assert [file.name for file in tmp_path.iterdir()] == ["a.txt"]
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_split_without_documents_is_shown_as_such(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "a.txt").write_text("all there is")
+    code, out, errors = icl_eval(monkeypatch, capsys, "data", "inspect", tmp_path, "--out", tmp_path / "a.png")
+    assert code == 0, errors
+    assert "heldout 0" in " ".join(out.split())
+    assert "nan" not in out
+
+
 def test_a_frozen_corpus_that_was_changed_is_refused(frozen: Path, tmp_path: Path) -> None:
     for file in frozen.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
