@@ -69,7 +69,10 @@ console = Console(width=max(Console().width, TABLE_WIDTH), quiet=not IS_MAIN_PRO
 def list_names() -> None:
     """List presets, tasks and mixers."""
     sections = {
-        "presets": {name: _first_sentence(ast.get_docstring(ast.parse(file.read_text()))) for name, file in preset_files().items()},
+        "presets": {
+            name: _first_sentence(ast.get_docstring(ast.parse(file.read_text())))
+            for name, file in preset_files().items()
+        },
         "tasks": {name: _first_sentence(task.__doc__) + _state_needed(task) for name, task in TASKS.items()},
         "mixers": {name: _first_sentence(mixer.__doc__) for name, mixer in MIXERS.items()},
     }

@@ -42,7 +42,7 @@ def check(
     if seconds < 0:
         raise ValueError(f"--seconds {seconds:g}: must be at least 0")
     console = Console()
-    tasks = load_preset(task).tasks() if task.endswith(".py") else [lookup(TASKS, task, "task")()]
+    tasks = load_preset(task).tasks() if task.endswith(".py") else [_built_in(task)]
     failed = False
     for each in tasks:
         console.print(f"[bold]{each.name}[/]: {each}", highlight=False, soft_wrap=True)
@@ -52,6 +52,21 @@ def check(
             failed |= finding.verdict == "FAIL"
     if failed:
         raise typer.Exit(1)
+
+
+def _built_in(name: str) -> Task:
+    """A task of ours with its defaults.
+
+    Raises:
+        ValueError: there is none of this name, or it cannot do without a field that has no default.
+    """
+    task = lookup(TASKS, name, "task")
+    try:
+        return task()
+    except TypeError as error:
+        raise ValueError(
+            f"the task {name!r} cannot be checked with its defaults alone ({error}); name a Python file with it"
+        ) from error
 
 
 def check_task(task: Task, seconds: float) -> Iterator[Finding]:

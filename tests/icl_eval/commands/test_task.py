@@ -118,6 +118,7 @@ def test_what_cannot_be_learned_is_said() -> None:
         (["mqr"], "unknown task 'mqr'; did you mean 'mqar'"),
         (["nowhere.py"], "there is no file 'nowhere.py'"),
         (["mqar", "--seconds", "-1"], "--seconds -1: must be at least 0"),
+        (["files"], "the task 'files' cannot be checked with its defaults alone"),
     ],
 )
 def test_mistakes_are_answered_in_a_sentence(
