@@ -22,6 +22,8 @@ NUM_CHOICES = 4
 """Values to be ranked in recall."""
 ITEM = 3
 """Words of an item in classification."""
+TRIES = 100
+"""Draws of a question in classification, of which the first that is new counts."""
 
 
 def example(form: str, *, seed: int, index: int, num_bytes: int, **knobs: Any) -> TextExample:
@@ -91,7 +93,7 @@ def classification(
 
     Every class has a lexicon of its own, new in every example, and a made-up word as its label. With probability
     ``noise`` one word of a line comes from another class; the other two always tell. The words of the question's own
-    class have all been shown with its label.
+    class have all been shown with its label, but the question is no line over again, unless all that it could be are.
     """
     rng = stream()
     lexicon = ADJECTIVES + AGENTS + VERBS + OBJECTS
@@ -115,6 +117,7 @@ def classification(
 
     room = num_bytes - ITEM * (1 + max(map(len, lexicon))) - len("->")
     context, starts, shown = "", [0] * num_classes, [list[str]() for _ in labels]
+    lines = set[frozenset[str]]()
     for label in itertools.chain.from_iterable(rng.permutation(num_classes) for _ in itertools.count()):
         chosen = item(label, words[label].tolist())
         shot = f"{line(chosen)} {labels[label]}\n"
@@ -124,10 +127,13 @@ def classification(
             starts[label] = len(context)
         shown[label] += [word for word in chosen if word in words[label] and word not in shown[label]]
         context += shot
+        lines.add(frozenset(chosen))
     if not all(shown):
         raise ValueError(f"too few bytes for a line of each of {num_classes} classes")
     asked = int(rng.integers(num_classes))
-    question = line(item(asked, shown[asked]))
+    questions = (item(asked, shown[asked]) for _ in range(TRIES))
+    new = next((words for words in questions if frozenset(words) not in lines), None)
+    question = line(new or item(asked, shown[asked]))
     return text_example(context + question, [labels[asked]], starts[asked], labels)
 
 

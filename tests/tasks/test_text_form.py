@@ -107,6 +107,20 @@ def test_votes_of_words_classify_in_spite_of_noise() -> None:
     assert max(np.bincount([made.choices.index(made.answers[0]) for made in examples])) < 45
 
 
+@pytest.mark.parametrize("num_bytes", [400, 5000, 20_000])
+def test_a_question_to_classify_is_no_line_over_again(num_bytes: int) -> None:
+    for index in range(30):
+        prompt = example("classification", seed=0, index=index, num_bytes=num_bytes).prompt
+        *lines, question = [set(line.split(" -> ")[0].removesuffix(" ->").split(" ")) for line in prompt.split("\n")]
+        assert len(question) == 3
+        assert question not in lines
+
+
+def test_a_question_is_a_line_over_again_where_it_can_be_nothing_else() -> None:
+    made = example("classification", seed=0, index=0, num_bytes=900, words_per_class=3, noise=0.0)
+    assert solved("classification", made)
+
+
 def test_examples_are_the_same_everywhere() -> None:
     text = repr([example(form, seed=0, index=2, num_bytes=900) for form in READERS])
     # A change here means that prompts change: say so in the changelog, as results cannot be compared across it.
