@@ -35,8 +35,8 @@ _OTHERS = ("#E69F00", "#56B4E9", "#000000", "#999933")
 
 
 class Group(NamedTuple):
-    """The runs of one arm, one a seed; those that diverged are counted, not drawn. Named by model, or arm where models
-    share a name.
+    """The runs of one arm, one a seed; those that diverged are counted, not drawn. Named by model, or by arm where
+    models share a name; what the names of all the task's arms begin with, as in ``mqar-power``, is left out.
     """
 
     arm: Arm | MeasuredArm
@@ -64,7 +64,10 @@ def group_runs(runs: Iterable[Run]) -> dict[Task, list[Group]]:
         tasks.setdefault(arm.task, []).append(Group(arm, members, name))
     for groups in tasks.values():
         names = [group.name for group in groups]
-        groups[:] = [g._replace(name=g.arm.name) if names.count(g.name) > 1 else g for g in groups]
+        kind = groups[0].arm.name.split("-")[0] + "-"
+        if len(set(names)) == 1 or not all(group.arm.name.startswith(kind) for group in groups):
+            kind = ""
+        groups[:] = [g._replace(name=g.arm.name.removeprefix(kind)) if names.count(g.name) > 1 else g for g in groups]
     return tasks
 
 
@@ -125,6 +128,7 @@ def plot_loss_by_position(runs: Sequence[Run]) -> Figure:
         if optimum is not None:
             ax.plot(axis, optimum, color="0.3", ls="--", lw=1, label="best possible")
             ax.axhline(task.chance(), color="0.3", ls=":", lw=1, label="chance")
+        fit_to_lines(ax)
         for (name, loss), dashes in zip(task.anchors(axis).items(), ANCHOR_DASHES, strict=False):
             ax.plot(axis, loss, color="0.55", ls=dashes, lw=1, label=name)
         ax.set(xlabel=task.position_label, ylabel=f"held-out loss ({loss_label(task)})")
@@ -134,11 +138,7 @@ def plot_loss_by_position(runs: Sequence[Run]) -> Figure:
 
 
 def plot_score_by_state(runs: Sequence[Run]) -> Figure:
-    """The frontier: what an arm's state buys, against its bytes; a line joins the arms of one mixer.
-
-    The score is the accuracy where the ideal loss is 0, else the loss over all scored tokens where the optimum is
-    known, else the best-context loss.
-    """
+    """The frontier: what an arm's state buys, against its bytes; a line joins the arms of one mixer."""
 
     def draw(ax: Axes, task: Task, groups: list[Group]) -> None:
         families: dict[str, list[Group]] = {}
@@ -151,16 +151,7 @@ def plot_score_by_state(runs: Sequence[Run]) -> Figure:
             label = ", ".join([_family_label(members), *ends])
             size = [_state_bytes(group) for group in drawn]
             ax.errorbar(size, value, yerr=[value - low, high - value], capsize=3, label=label, **style)
-        optimum = task.optimum(np.arange(task.num_positions))
-        if _is_recall(task):
-            ax.set(ylabel="held-out accuracy", ylim=(0, 1.05))
-        elif optimum is None and task.loss == "cross_entropy":
-            ax.set_ylabel(f"best-context loss ({loss_label(task)})")
-        else:
-            ax.set_ylabel(f"held-out loss ({loss_label(task)})")
-            counts = [group.positions[0].count for group in groups if group.positions]
-            if counts and optimum is not None:
-                ax.axhline(np.average(optimum, weights=counts[0]), color="0.3", ls="--", lw=1, label="best possible")
+        _score_axis(ax, task, groups)
         ax.set_xlabel(f"state at context {task.seq_len:,} (bytes a sequence)")
         ax.margins(x=0.15)
         log_axis(ax)
@@ -187,12 +178,30 @@ def _is_recall(task: Task) -> bool:
     return task.loss == "cross_entropy" and optimum is not None and not np.any(optimum)
 
 
-def _score(group: Group) -> Estimate:
-    task = group.arm.task
+def _score(group: Group, snapshot: int = -1) -> Estimate:
+    """The accuracy where the ideal loss is 0, else the loss over all scored tokens where the optimum is known, else the
+    best-context loss.
+    """
+    task, positions = group.arm.task, group.positions
     if _is_recall(task):
-        return overall(group.positions, "accuracy")
-    known = task.optimum(np.arange(1)) is not None or task.loss == "squared_error"
-    return overall(group.positions) if known else best_context_loss(group.positions, metric=metric_of(task)).estimate
+        return overall(positions, "accuracy", snapshot)
+    if task.optimum(np.arange(1)) is not None or task.loss == "squared_error":
+        return overall(positions, snapshot=snapshot)
+    return best_context_loss(positions, snapshot, metric_of(task)).estimate
+
+
+def _score_axis(ax: Axes, task: Task, groups: Sequence[Group]) -> None:
+    """Say what the vertical axis is, and draw the best possible score where it is known and not the axis' end."""
+    optimum = task.optimum(np.arange(task.num_positions))
+    if _is_recall(task):
+        ax.set(ylabel="held-out accuracy", ylim=(0, 1.05))
+    elif optimum is None and task.loss == "cross_entropy":
+        ax.set_ylabel(f"best-context loss ({loss_label(task)})")
+    else:
+        ax.set_ylabel(f"held-out loss ({loss_label(task)})")
+        counts = [group.positions[0].count for group in groups if group.positions]
+        if counts and optimum is not None:
+            ax.axhline(np.average(optimum, weights=counts[0]), color="0.3", ls="--", lw=1, label="best possible")
 
 
 def _bytes(size: float) -> str:
@@ -204,27 +213,30 @@ def _bytes(size: float) -> str:
 
 
 def plot_training(runs: Sequence[Run]) -> Figure:
-    """Best-context loss against training FLOPs and against seconds of training, a column a task."""
+    """The score (see :func:`plot_score_by_state`) against training FLOPs and seconds of training, a column a task."""
     tasks = group_runs(run for run in runs if isinstance(run.arm, Arm))
     titles = panel_titles(tasks)
     figure, axes = new_figure(rows=2, columns=len(tasks))
-    for column, (task, groups) in enumerate(tasks.items()):
-        for row, (spent, label) in enumerate((("flops", "training FLOPs"), ("seconds", "training time (s)"))):
-            ax = axes[row][column]
+    for column, (task, groups) in zip(axes.T, tasks.items(), strict=True):
+        for ax, (spent, label) in zip(
+            column, (("flops", "training FLOPs"), ("seconds", "training time (s)")), strict=True
+        ):
             for group, style in zip(groups, arm_styles(groups), strict=True):
                 positions = group.positions
-                points = [
-                    best_context_loss(positions, k).estimate for k in range(len(positions[0].step) if positions else 0)
-                ]
-                value, low, high = (np.array(bound) for bound in zip(*points, strict=True)) if points else ([], [], [])
+                points = [_score(group, k) for k in range(len(positions[0].step) if positions else 0)]
+                value, low, high = np.array(points).reshape(-1, 3).T
                 x = np.mean([getattr(p, spent) for p in positions], axis=0) if points else []
                 ax.plot(x, value, label=group.label, **style)
                 ax.fill_between(x, low, high, color=style["color"], alpha=0.2, lw=0)
-            ax.set(xlabel=label, ylabel=f"best-context loss ({loss_label(task)})")
-            if row == 0:
-                ax.set_title(titles[task])
+            _score_axis(ax, task, groups)
+            if not _is_recall(task):
+                fit_to_lines(ax)
+            ax.set_xlabel(label)
             log_axis(ax, base=10)
-            legend(ax)
+        column[0].set_title(titles[task])
+        column[1].xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        column[1].xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,g}"))
+        legend(column[0])
     return figure
 
 
@@ -307,9 +319,21 @@ def log_axis(ax: Axes, base: int = 2) -> None:
     if base == 2:
         ax.xaxis.set_major_locator(LogLocator(base=2, numticks=9))
         ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
-    ax.xaxis.set_minor_formatter(NullFormatter())
+        ax.xaxis.set_minor_formatter(NullFormatter())
+
+
+def fit_to_lines(ax: Axes) -> None:
+    """Let the vertical axis show the lines so far; bands that reach further, as those of few seeds may, are cut."""
+    values = np.concatenate([np.asarray(line.get_ydata(), float) for line in ax.lines] or [np.empty(0)])
+    values = values[np.isfinite(values)]
+    if values.size:
+        margin = 0.06 * np.ptp(values) or 0.5
+        ax.set_ylim(values.min() - margin, values.max() + margin)
 
 
 def legend(ax: Axes) -> None:
-    """The legend, without a frame."""
-    ax.legend(frameon=False, fontsize=9)
+    """The legend, without a frame; beside the panel where it is long."""
+    if len(ax.get_legend_handles_labels()[1]) > 6:
+        ax.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    else:
+        ax.legend(frameon=False, fontsize=9)

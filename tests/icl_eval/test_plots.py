@@ -1,5 +1,6 @@
 """The frontier figure: what stands on its axes, read back from the figure."""
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,9 +12,9 @@ from matplotlib.axes import Axes
 
 from icl_eval import Arm, Budget, Experiment, Training, load_run, load_runs
 from icl_eval.models import ModelConfig, Softmax, Window
-from icl_eval.plots import plot_loss_by_position, plot_score_by_state
+from icl_eval.plots import group_runs, plot_loss_by_position, plot_score_by_state, plot_training
 from icl_eval.run import run_experiment
-from icl_eval.run_folder import Run
+from icl_eval.run_folder import Run, RunFolder
 from icl_eval.statistics import overall
 from icl_eval.tasks import MQAR, Markov, RegBench, Regression, Task
 
@@ -87,7 +88,7 @@ def test_namesakes_are_told_apart_by_their_fields(panels: dict[str, Axes]) -> No
     assert panels["rewritten"].get_title() == "mqar, context 32, num_pairs 3, num_rewrites 2"
 
 
-def test_anchors_are_drawn_with_the_optimum(runs: list[Run], tmp_path: Path) -> None:
+def test_anchors_are_drawn_with_the_optimum(runs: list[Run]) -> None:
     figure = plot_loss_by_position([run for run in runs if run.name.startswith("regbench")])
     names = {line.get_label() for line in figure.axes[0].lines}
     assert {"best possible", "chance", "1-gram", "2-gram", "3-gram", "5-gram"} <= names
@@ -108,3 +109,71 @@ def test_distances_that_hardly_any_document_has_are_not_drawn(runs: list[Run]) -
     assert bins > 6
     assert len(line.get_xdata()) == filled - 1  # type: ignore[arg-type]
     plt.close(figure)
+
+
+def test_an_anchor_that_is_infinite_somewhere_leaves_the_panel_to_the_arms(runs: list[Run]) -> None:
+    figure = plot_loss_by_position([run for run in runs if run.name.startswith("regression")])
+    (ax,) = figure.axes
+    anchors = TASKS["regression"].anchors(np.arange(1, 16)).values()
+    assert not all(np.isfinite(loss).all() for loss in anchors)
+    arms = [np.asarray(line.get_ydata(), float) for line in ax.lines[:3]]
+    assert ax.get_ylim()[1] < 2 * max(map(np.max, arms))
+    plt.close(figure)
+
+
+def test_training_shows_the_score_of_the_frontier(runs: list[Run]) -> None:
+    """The best bin of a recall task is that of the nearest keys, where the shortest window looks perfect."""
+    figure = plot_training(runs)
+    columns = dict(zip(TASKS, np.reshape(figure.axes, (2, -1)).T, strict=True))
+    for spent, ax in zip(("flops", "seconds"), columns["mqar"], strict=True):
+        assert ax.get_ylabel() == "held-out accuracy"
+        (line,) = [line for line in ax.lines if line.get_label() == "window-4"]
+        positions = next(run for run in runs if run.name == "mqar-w4").positions
+        assert positions is not None
+        np.testing.assert_allclose(line.get_xdata(), getattr(positions, spent))
+        np.testing.assert_allclose(line.get_ydata(), [overall([positions], "accuracy").value])
+    assert [line.get_label() for line in columns["markov"][0].lines][-1] == "best possible"
+    plt.close(figure)
+
+
+def test_a_wide_band_leaves_the_panel_to_the_lines(runs: list[Run], tmp_path: Path) -> None:
+    """Two seeds that disagree have an interval many times as wide as all losses together."""
+    trained = next(run for run in runs if run.name == "markov-w4")
+    one, other = (replace(trained, path=tmp_path / "markov-w4" / f"seed{seed}") for seed in (0, 1))
+    for run, factor in ((one, 1), (other, 3)):
+        shutil.copytree(trained.path, run.path)
+        positions = trained.positions
+        assert positions is not None
+        RunFolder(run.path).save_positions(replace(positions, document_nll_sum=positions.document_nll_sum * factor))
+    figure = plot_loss_by_position([one, other])
+    (ax,) = figure.axes
+    lines = np.concatenate([np.asarray(line.get_ydata(), float) for line in ax.lines])
+    (band,) = ax.collections
+    drawn = band.get_paths()[0].vertices[:, 1]
+    assert np.ptp(drawn) > 3 * np.ptp(lines)
+    assert ax.get_ylim()[0] < lines.min() < lines.max() < ax.get_ylim()[1]
+    assert np.ptp(ax.get_ylim()) < 1.2 * np.ptp(lines)
+    plt.close(figure)
+
+
+def test_a_long_legend_stands_beside_its_panel(runs: list[Run]) -> None:
+    figure = plot_loss_by_position([run for run in runs if run.name.startswith(("regbench", "markov"))])
+    figure.canvas.draw()
+    short, long = (ax for ax in figure.axes)
+    for ax, beside in ((short, False), (long, True)):
+        legend = ax.get_legend()
+        assert legend is not None
+        assert (legend.get_window_extent().x0 >= ax.get_window_extent().x1 - 1) == beside
+    plt.close(figure)
+
+
+def test_arms_whose_models_share_a_name_are_told_apart_without_their_tasks_name(runs: list[Run]) -> None:
+    mine = [run for run in runs if run.name.startswith("mqar")]
+    config = mine[0].config
+    twin = replace(
+        mine[0], path=mine[0].path / "twin", config={**config, "arm": {**config["arm"], "name": "mqar-twin"}}
+    )
+    (groups,) = group_runs([*mine, twin]).values()
+    assert [group.name for group in groups] == ["softmax", "window-16", "window-4", "twin"]
+    (groups,) = group_runs([mine[0], twin]).values()
+    assert [group.name for group in groups] == ["mqar-softmax", "mqar-twin"]
