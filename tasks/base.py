@@ -162,6 +162,11 @@ class GeneratedSource:
             parts = [self._block(block) for block in blocks]
             rows = slice(first % HELDOUT_BLOCK, first % HELDOUT_BLOCK + batch_size)
             arrays = {name: np.concatenate([part[name] for part in parts])[rows] for name in parts[0]}
+        if not set(Batch._fields[:4]) <= arrays.keys() <= set(Batch._fields) - {"document"}:
+            raise ValueError(
+                f"the task {self.task.name!r} draws {', '.join(arrays)}; it must draw {', '.join(Batch._fields[:4])}, "
+                "and inputs where input_dim is above 0"
+            )
         document = np.arange(first, first + batch_size)
         return Batch(document=to_tensor(document), **{name: to_tensor(array) for name, array in arrays.items()})
 

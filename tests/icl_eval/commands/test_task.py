@@ -92,6 +92,20 @@ def test_sick_tasks_are_found_out(kind: str) -> None:
     assert message in found[1]
 
 
+@pytest.mark.parametrize(
+    ("draw", "drawn"),
+    [
+        (lambda self, rng, rows: {"tokens": rng.integers(1, 17, (rows, 8))}, "tokens"),
+        (changed(mask=lambda a: a["scored"]), "tokens, targets, scored, position, mask"),
+    ],
+    ids=["too little", "too much"],
+)
+def test_a_task_that_draws_other_fields_is_told_which(draw: Callable, drawn: str) -> None:
+    message = f"the task 'recited' draws {drawn}; it must draw tokens, targets, scored, position, and inputs where"
+    with pytest.raises(ValueError, match=message):
+        list(check_task(sick("Fields", draw=draw), 0.0))
+
+
 def test_a_leak_and_a_false_optimum_are_found_by_training() -> None:
     leaky = sick(
         "Leaky",
