@@ -75,7 +75,7 @@ def plot_all(runs: Sequence[Run], folder: Path) -> list[Path]:
     """Draw every figure into ``folder``; returns the files.
 
     Raises:
-        RunFolderError: the folder cannot be written.
+        RunFolderError: a file cannot be written.
     """
     figures: dict[str, Callable[[Sequence[Run]], Figure]] = {
         "loss_by_position.png": plot_loss_by_position,
@@ -84,10 +84,6 @@ def plot_all(runs: Sequence[Run], folder: Path) -> list[Path]:
     if any(isinstance(run.arm, Arm) for run in runs):
         figures["training.png"] = plot_training
     files = []
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunFolderError(f"cannot write {folder}: {error.strerror or error}") from error
     for name, draw in figures.items():
         save_figure(draw(runs), folder / name)
         files.append(folder / name)
@@ -101,6 +97,7 @@ def save_figure(figure: Figure, file: Path) -> None:
         RunFolderError: the file cannot be written.
     """
     try:
+        file.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(file, dpi=150)
     except OSError as error:
         raise RunFolderError(f"cannot write {file}: {error.strerror or error}") from error

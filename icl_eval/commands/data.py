@@ -17,8 +17,9 @@ from rich.table import Table
 
 from icl_eval.config import lookup
 from icl_eval.experiment import Experiment
+from icl_eval.plots import save_figure
 from icl_eval.presets import load_preset, preset_files
-from icl_eval.run_folder import to_json, write_atomically
+from icl_eval.run_folder import RunFolderError, to_json, write_atomically
 from icl_eval.tasks import TASKS, Files, TextTask
 from icl_eval.tasks.base import SPLITS
 from icl_eval.tasks.text.corpus import Corpus
@@ -70,16 +71,20 @@ def export(
     if folder.exists() and not (folder.is_dir() and ((folder / FROZEN).is_file() or not any(folder.iterdir()))):
         raise ValueError(f"{folder} holds something else: name a folder that is new, empty, or an earlier export")
     corpus = text_tasks(source, {})[0].text()
-    folder.mkdir(parents=True, exist_ok=True)
-    for split in SPLITS:
-        target = folder / f"{split}.jsonl.xz"
-        partial = target.with_name(f".{target.name}.partial")
-        with lzma.open(partial, "wt", encoding="utf-8") as file:
-            for index in track(corpus.members(split), f"writing {split}", console=Console(stderr=True), transient=True):
-                row = corpus.documents.iloc[index]
-                text = corpus.document(index).tobytes().decode()
-                file.write(json.dumps({"name": row["name"], "source": row["group"], "text": text}) + "\n")
-        partial.replace(target)
+    bar = Console(stderr=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for split in SPLITS:
+            target = folder / f"{split}.jsonl.xz"
+            partial = target.with_name(f".{target.name}.partial")
+            with lzma.open(partial, "wt", encoding="utf-8") as file:
+                for index in track(corpus.members(split), f"writing {split}", console=bar, disable=not bar.is_terminal):
+                    row = corpus.documents.iloc[index]
+                    text = corpus.document(index).tobytes().decode()
+                    file.write(json.dumps({"name": row["name"], "source": row["group"], "text": text}) + "\n")
+            partial.replace(target)
+    except OSError as error:
+        raise RunFolderError(f"cannot write {folder}: {error.strerror or error}") from error
     write_atomically(folder / FROZEN, to_json(corpus.about, indent=2))
     message = f"{len(corpus.documents):,} documents in {folder}, sha256 {corpus.about['sha256']}"
     Console().print(message, highlight=False, soft_wrap=True)
@@ -178,9 +183,7 @@ def plot_lengths(corpus: Corpus, file: Path) -> None:
         ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,.0f}"))
         ax.tick_params(axis="x", rotation=30)
         sns.despine(ax=ax)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, dpi=150)
-    plt.close(figure)
+    save_figure(figure, file)
 
 
 def _table(*columns: str) -> Table:

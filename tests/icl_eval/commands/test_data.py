@@ -98,6 +98,17 @@ def test_nothing_is_frozen_among_other_files(
     assert [file.name for file in tmp_path.iterdir()] == ["a.txt"]
 
 
+@pytest.mark.parametrize("command", [["data", "export", TINY], ["data", "inspect", TINY, "--out"]], ids=lambda c: c[1])
+def test_what_cannot_be_written_is_said(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    code, _, errors = icl_eval(monkeypatch, capsys, *command, tmp_path / "file" / "below")
+    assert code == 2
+    assert errors.startswith("error: cannot write ")
+    assert "ot a directory" in errors or "File exists" in errors
+
+
 @pytest.mark.filterwarnings("error")
 def test_a_split_without_documents_is_shown_as_such(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
