@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
 import typer
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -180,6 +180,7 @@ def plot_lengths(corpus: Corpus, file: Path) -> None:
         )  # fmt: skip
         ax.set(xlabel="length of the document (tokens)", ylabel=label)
         ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
+        ax.yaxis.set_major_locator(MaxNLocator(integer=True))
         ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,.0f}"))
         ax.tick_params(axis="x", rotation=30)
         sns.despine(ax=ax)
