@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from icl_eval.positions import Positions
 
@@ -155,7 +155,7 @@ def _resampled(sums: np.ndarray, counts: np.ndarray, confidence: float = CONFIDE
     """Ratio of sums ``[seeds, N, bins]`` to counts ``[N, bins]``, resampling documents and, if several, seeds.
 
     Gives the ratios ``[bins]`` and their resamples ``[RESAMPLES, bins]``, widened so that their percentiles at
-    ``confidence`` hold for few documents and seeds too.
+    ``confidence`` hold for few documents and seeds too; NaN where nothing was scored.
     """
     num_seeds, num_documents, _ = sums.shape
     rng = np.random.default_rng(0)
@@ -166,18 +166,23 @@ def _resampled(sums: np.ndarray, counts: np.ndarray, confidence: float = CONFIDE
     if num_seeds > 1:
         factor = _small_sample_factor(num_seeds, confidence)
         resampled = resampled + factor * (np.einsum("rs,srb->rb", seeds, totals) - resampled)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        value, ratios = sums.mean(axis=0).sum(axis=0) / counts.sum(axis=0), resampled / (weights @ counts)
-        if num_documents > 1:
-            by_document = totals.mean(axis=0) / (weights @ counts)
-            ratios = ratios + (_small_sample_factor(num_documents, confidence) - 1) * (by_document - value)
+    drawn = weights @ counts
+    value, ratios = _divide(sums.mean(axis=0).sum(axis=0), counts.sum(axis=0)), _divide(resampled, drawn)
+    if num_documents > 1:
+        by_document = _divide(totals.mean(axis=0), drawn)
+        ratios = ratios + (_small_sample_factor(num_documents, confidence) - 1) * (by_document - value)
     return _Ratio(value, ratios)
+
+
+def _divide(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Sums over counts; NaN where nothing was scored, as in a resample without the few documents that reach a bin."""
+    return np.divide(sums, counts, out=np.full_like(sums, np.nan, dtype=float), where=counts > 0)
 
 
 def _small_sample_factor(n: int, confidence: float) -> float:
     """Widening of resampled means, which vary too little for few units: n / (n - 1) and Student's quantile."""
     tail = (1 + confidence) / 2
-    small_sample = stats.t.ppf(tail, n - 1) / stats.norm.ppf(tail)
+    small_sample = special.stdtrit(n - 1, tail) / special.ndtri(tail)
     return float(small_sample * np.sqrt(n / (n - 1)))
 
 
@@ -199,7 +204,7 @@ def draws(sums: np.ndarray, counts: np.ndarray, confidence: float = CONFIDENCE) 
         confidence: of the intervals that will be read from the resamples.
     """
     ratio = _resampled(sums[:, :, None], counts[:, None], confidence)
-    return np.concatenate([ratio.value, sums.sum(axis=1) / counts.sum(), ratio.resamples[:, 0]])
+    return np.concatenate([ratio.value, _divide(sums.sum(axis=1), counts.sum()), ratio.resamples[:, 0]])
 
 
 def estimate(drawn: np.ndarray, confidence: float = CONFIDENCE) -> Estimate:

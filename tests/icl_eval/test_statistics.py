@@ -45,6 +45,28 @@ def test_intervals_cover_the_truth_as_often_as_they_claim() -> None:
     assert 0.90 <= covered / 200 <= 0.985
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("num_seeds", [1, 3])
+def test_resamples_without_the_few_documents_that_reach_a_bin_are_left_out(num_seeds: int) -> None:
+    rng = np.random.default_rng(3)
+    means = rng.normal(2.0, 0.1, (40, 2))
+    reached = positions(means)
+    assert reached.document_count is not None
+    count = reached.document_count.copy()
+    count[2:, 1] = 0
+    runs = [
+        replace(reached, document_count=count, document_nll_sum=(means + 0.01 * seed)[None] * count)
+        for seed in range(num_seeds)
+    ]
+    value, low, high = curve(runs).estimate
+    assert value[1] == pytest.approx(means[:2, 1].mean() + 0.005 * (num_seeds - 1))
+    assert (low < value).all()
+    assert (value < high).all()
+    drawn = draws(np.stack([run.document_nll_sum[0, :, 1] for run in runs]), count[:, 1])
+    assert estimate(drawn) == pytest.approx((value[1], low[1], high[1]))
+    assert np.isnan(drawn).any(), "some resamples hold neither of the two documents"
+
+
 def test_intervals_widen_with_seeds_that_differ() -> None:
     rng = np.random.default_rng(2)
     documents = rng.normal(2.0, 0.1, (40, 3))
