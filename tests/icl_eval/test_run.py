@@ -204,6 +204,19 @@ def test_a_full_disk_leaves_the_old_file_and_a_clear_sentence(tmp_path: Path, mo
     assert list(tmp_path.iterdir()) == [file]
 
 
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o077], ids="umask {:03o}".format)
+def test_files_have_the_permissions_that_the_user_asks_for(umask: int, tmp_path: Path) -> None:
+    before = os.umask(umask)
+    try:
+        write_atomically(tmp_path / "new", "whole")
+        write_atomically(tmp_path / "new", "replaced")
+        (tmp_path / "plain").write_text("")
+    finally:
+        os.umask(before)
+    modes = [(tmp_path / name).stat().st_mode & 0o777 for name in ("new", "plain")]
+    assert modes == [0o666 & ~umask] * 2
+
+
 def test_an_output_path_that_is_a_file_is_refused_before_training(tmp_path: Path) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("")
