@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from icl_eval.positions import Positions
 from icl_eval.statistics import CONFIDENCE, Estimate, Metric, best_context_loss, resampled_bins
@@ -113,7 +113,7 @@ def simultaneous(drawn_at: Callable[[float], np.ndarray]) -> Estimate:
     error = drawn[1:].std(axis=0)
     strays = np.abs(drawn[1:] - drawn[0]) / np.where(error > 0, error, 1)
     critical = np.quantile(strays.max(axis=1), CONFIDENCE)
-    width = critical * drawn_at(2 * stats.norm.cdf(critical) - 1)[1:].std(axis=0)
+    width = critical * drawn_at(2 * special.ndtr(critical) - 1)[1:].std(axis=0)
     return Estimate(drawn[0], drawn[0] - width, drawn[0] + width)
 
 

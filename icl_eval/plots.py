@@ -11,7 +11,6 @@ from zlib import crc32
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
@@ -273,6 +272,8 @@ def loss_label(task: Task) -> str:
 
 def new_figure(rows: int, columns: int) -> tuple[Figure, np.ndarray]:
     """A figure in the house's style, and its axes ``[rows, columns]``."""
+    import seaborn as sns
+
     mpl.use("Agg")
     sns.set_theme(style="ticks", context="notebook", rc={"axes.grid": True, "grid.alpha": 0.35, "axes.titlesize": 12})
     return plt.subplots(rows, columns, figsize=(6.4 * columns, 4.6 * rows), squeeze=False, layout="constrained")
@@ -309,7 +310,7 @@ def arm_styles(groups: Sequence[Group]) -> list[dict]:
 
 def log_axis(ax: Axes, base: int = 2) -> None:
     """Make the horizontal axis logarithmic, with plain numbers for base 2."""
-    sns.despine(ax=ax)
+    ax.spines[["top", "right"]].set_visible(False)
     if not np.isfinite(ax.dataLim.minposx):
         return
     ax.set_xscale("log", base=base)

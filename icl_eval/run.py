@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import FullyShardedDataParallelPlugin, LoggerType
-from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from icl_eval.budget import Schedule
 from icl_eval.config import did_you_mean
@@ -170,6 +169,8 @@ def make_accelerator(device: str, sharding: str = "none", tracker: str | None = 
 
 def sharding_plugin() -> FullyShardedDataParallelPlugin:
     """FSDP2 with parameters in float32: autocast chooses what is computed in less, as it does without sharding."""
+    from torch.distributed.fsdp import MixedPrecisionPolicy
+
     return FullyShardedDataParallelPlugin(fsdp_version=2, mixed_precision_policy=MixedPrecisionPolicy())
 
 

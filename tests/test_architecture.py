@@ -73,3 +73,10 @@ def test_kernels_load_without_the_other_rooms() -> None:
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert all(room(name) in ("icl_eval.kernels", "icl_eval") for name in loaded)
     assert "icl_eval.train" not in loaded
+
+
+def test_the_command_line_starts_without_what_is_slow_to_load() -> None:
+    code = "import sys, icl_eval.cli; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    slow = {"datasets", "lm_eval.evaluator", "ray", "scipy.stats", "seaborn", "torch._dynamo", "transformers"}
+    assert not slow & set(loaded)

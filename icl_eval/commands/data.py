@@ -8,7 +8,6 @@ from typing import Annotated, Any, get_args
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
-import seaborn as sns
 import typer
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from rich.console import Console
@@ -168,6 +167,8 @@ def _example(corpus: Corpus) -> str:
 
 def plot_lengths(corpus: Corpus, file: Path) -> None:
     """Documents by length, and tokens by the length of their document, in half octaves, a colour a split."""
+    import seaborn as sns
+
     mpl.use("Agg")
     sns.set_theme(style="ticks", context="notebook", rc={"axes.grid": True, "grid.alpha": 0.35})
     octaves = np.floor(np.log2(corpus.sizes[corpus.sizes > 0]))

@@ -5,7 +5,6 @@ from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.attention.bias import causal_lower_right
 
 from icl_eval.models.cost import Flops, StateSize
 from icl_eval.models.mixers.base import Mixer, MixerConfig, sdpa
@@ -70,8 +69,16 @@ class SoftmaxMixer(Mixer):
             return sdpa(q, k, v, causal=True), _append(None, k, v) if return_state else None
         state = _append(state, k, v)
         k, v = state.k[:, : state.length], state.v[:, : state.length]
-        mask = causal_lower_right(T, state.length) if T > 1 else None
-        return sdpa(q, k, v, mask), state if return_state else None
+        return sdpa(q, k, v, _lower_right(T, state.length)), state if return_state else None
+
+
+def _lower_right(T: int, length: int) -> Tensor | None:
+    """The causal mask of the last T tokens over all ``length``, which is never written out; its module is slow to load."""
+    if T == 1:
+        return None
+    from torch.nn.attention.bias import causal_lower_right
+
+    return causal_lower_right(T, length)
 
 
 def _append(state: KVCache | None, k: Tensor, v: Tensor) -> KVCache:

@@ -11,6 +11,7 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from icl_eval.models.cost import Flops, StateSize
 from icl_eval.models.mixers.base import Mixer, MixerConfig, sdpa
+from icl_eval.models.mixers.uncompiled import uncompiled
 
 FLEX_BLOCK = 128
 """Queries and keys a block of FlexAttention: the unit in which it leaves masked pairs out."""
@@ -135,7 +136,7 @@ def blocked_window(q: Tensor, k: Tensor, v: Tensor, w: int) -> Tensor:
     return y.unflatten(0, (B, blocks)).flatten(1, 2)[:, :T]
 
 
-@torch.compiler.disable(recursive=False)
+@uncompiled(recursive=False)
 def flex_window(q: Tensor, k: Tensor, v: Tensor, w: int) -> Tensor:
     """As :func:`blocked_window`, through FlexAttention: compiled on a GPU, and as a plain formula on a CPU.
 

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from icl_eval.kernels.recurrence import linear_recurrence, linear_recurrence_flops
 from icl_eval.models.cost import Flops, StateSize
 from icl_eval.models.mixers.base import MixerConfig, SequenceMixer
+from icl_eval.models.mixers.uncompiled import uncompiled
 
 Backend = Literal["auto", "fla", "torch"]
 CONV_TAPS = 4
@@ -123,7 +124,7 @@ class RecurrentMixer(SequenceMixer):
         super().__init__()
         self.config = config
 
-    @torch.compiler.disable
+    @uncompiled(recursive=True)
     def recur(
         self,
         q: Tensor,
