@@ -30,9 +30,14 @@ class CausalModel(Protocol):
     trained_context: int | None
     device: torch.device
 
-    def read(self, tokens: Tensor, state: Any, *, logits: bool = True) -> tuple[Tensor | None, Any]:
+    def read(
+        self, tokens: Tensor, state: Any, *, logits: bool = True, context: int | None = None
+    ) -> tuple[Tensor | None, Any]:
         """Logits ``[B, T, vocab]`` (``None`` unless asked for) of tokens ``[B, T]`` that follow ``state``, and the
         state after them. ``None`` is the state before the first token; a state that was read from is spent.
+
+        Args:
+            context: tokens that will be read in all, if known: a state that grows can have room for them at once.
         """
 
     def state_elements(self, state: Any, context: int) -> int:
@@ -63,7 +68,9 @@ class TrainedModel:
         self.vocab_size, self.device = model.config.vocab_size, device
 
     @torch.no_grad()
-    def read(self, tokens: Tensor, state: Any, *, logits: bool = True) -> tuple[Tensor | None, Any]:
+    def read(
+        self, tokens: Tensor, state: Any, *, logits: bool = True, context: int | None = None
+    ) -> tuple[Tensor | None, Any]:
         with torch.autocast(self.device.type, self._dtype, enabled=self._dtype != torch.float32):
             hidden, state = self.model.hidden(tokens, state)
             return self.model.head(hidden) if logits else None, state
@@ -91,12 +98,19 @@ class HuggingFaceModel:
         self._cache = "cache" if "cache" in parameters else "past_key_values"
 
     @torch.no_grad()
-    def read(self, tokens: Tensor, state: Any, *, logits: bool = True) -> tuple[Tensor | None, Any]:
+    def read(
+        self, tokens: Tensor, state: Any, *, logits: bool = True, context: int | None = None
+    ) -> tuple[Tensor | None, Any]:
         keep = {"logits_to_keep": 1} if self._can_skip and not logits else {}
         out = self.model(input_ids=tokens, use_cache=True, **{self._cache: state}, **keep)
-        if out.get(self._cache) is None:
+        cache = out.get(self._cache)
+        if cache is None:
             raise ValueError(f"{type(self.model).__name__} keeps no key-value cache, so it cannot be read in pieces")
-        return out.logits if logits else None, out[self._cache]
+        if state is None and context is not None:
+            from icl_eval.reserved_cache import reserve
+
+            reserve(cache, context)
+        return out.logits if logits else None, cache
 
     def state_elements(self, state: Any, context: int) -> int:
         tensors = [x for layer in state.layers for x in vars(layer).values() if isinstance(x, Tensor) and x.ndim > 1]

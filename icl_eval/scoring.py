@@ -53,7 +53,7 @@ def score(model: CausalModel, tokens: Tensor, *, first: int = 1, chunk: int | No
     for begin in range(0, T - 1, size):
         end = min(begin + size, T - 1)
         wanted = end >= first
-        logits, state = model.read(tokens[:, begin:end].to(model.device), state, logits=wanted)
+        logits, state = model.read(tokens[:, begin:end].to(model.device), state, logits=wanted, context=T - 1)
         if logits is None:
             continue
         skip = max(first - 1 - begin, 0)
