@@ -255,8 +255,12 @@ def test_the_command_runs_a_task_from_a_file(
     assert code == 0
     text = "".join(awkward_text(s, 20) for s in range(3))
     nats = -sum(expected(runs["power"], "", awkward_text(s, 20))[0] for s in range(3))
-    (line,) = [line for line in capsys.readouterr().out.splitlines() if "bits_per_byte" in line]
-    assert float(line.split("|")[7]) == pytest.approx(nats / np.log(2) / len(text.encode()), abs=1e-3)
+    table = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    header, _, row = [[cell.strip() for cell in line] for line in table]
+    assert header == ["Tasks", "Version", "Filter", "n-shot", "Metric", "", "Value", "", "Stderr"], "see constraints.txt"
+    named = dict(zip(header, row, strict=True))
+    assert (named["Tasks"], named["Metric"]) == ("three_texts", "bits_per_byte")
+    assert float(named["Value"]) == pytest.approx(nats / np.log(2) / len(text.encode()), abs=1e-3)
     assert command("--tasks", "three_text", "--include_path", str(tmp_path)) == 2
     assert "did you mean 'three_texts'?" in capsys.readouterr().err
     assert command("--tasks", "three_texts", "--model", "hf") == 2
