@@ -64,11 +64,13 @@ class RunFolderLM(LM):
         resume: bool = True,
     ):
         super().__init__()
+        most = max_batch_size if batch_size is None or str(batch_size).startswith("auto") else batch_size
+        if most is not None and not (str(most).isdecimal() and int(most) > 0):
+            raise ValueError(f"batch_size = {most!r}: must be a whole number of at least 1, or 'auto'")
         if preset is not None:
             load_preset(preset)
         target = make_accelerator((device or "auto").split(":")[0]).device
         self.model, self.tokenizer, self.run = load_trained(run, target)
-        most = max_batch_size if batch_size is None or str(batch_size).startswith("auto") else batch_size
         self._most = None if most is None else int(most)
         self._device, self._seed = target, seed
         sha256 = weights_hash(self.run.path / "checkpoint")

@@ -73,7 +73,7 @@ class SoftmaxMixer(Mixer):
 
 
 def _lower_right(T: int, length: int) -> Tensor | None:
-    """The causal mask of the last T tokens over all ``length``, which is never written out; its module is slow to load."""
+    """The causal mask of the last T of ``length`` tokens, never written out; its module takes a second to load."""
     if T == 1:
         return None
     from torch.nn.attention.bias import causal_lower_right

@@ -204,6 +204,12 @@ def test_importing_icl_eval_registers_the_model_and_little_else() -> None:
     assert done.stdout.strip() == "RunFolderLM"
 
 
+@pytest.mark.parametrize("batch_size", ["0", -1, "many", "1.5"])
+def test_batch_sizes_that_hold_nothing_are_refused(batch_size: int | str) -> None:
+    with pytest.raises(ValueError, match=r"batch_size = .*: must be a whole number of at least 1, or 'auto'"):
+        RunFolderLM("anywhere", batch_size=batch_size)
+
+
 def test_runs_that_cannot_read_text_are_refused(tmp_path: Path, runs: dict[str, Path]) -> None:
     import shutil
 
@@ -257,7 +263,9 @@ def test_the_command_runs_a_task_from_a_file(
     nats = -sum(expected(runs["power"], "", awkward_text(s, 20))[0] for s in range(3))
     table = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
     header, _, row = [[cell.strip() for cell in line] for line in table]
-    assert header == ["Tasks", "Version", "Filter", "n-shot", "Metric", "", "Value", "", "Stderr"], "see constraints.txt"
+    assert header == ["Tasks", "Version", "Filter", "n-shot", "Metric", "", "Value", "", "Stderr"], (
+        "see constraints.txt"
+    )
     named = dict(zip(header, row, strict=True))
     assert (named["Tasks"], named["Metric"]) == ("three_texts", "bits_per_byte")
     assert float(named["Value"]) == pytest.approx(nats / np.log(2) / len(text.encode()), abs=1e-3)

@@ -47,9 +47,7 @@ def test_graphs_end_before_the_function_and_begin_after_it(called_before: bool, 
     assert graphs == [["sin"], ["cos"]]
 
 
-def test_the_recurrence_of_a_compiled_mixer_is_in_no_graph(
-    counted: Counted, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_recurrence_of_a_compiled_mixer_is_in_no_graph(counted: Counted, monkeypatch: pytest.MonkeyPatch) -> None:
     backend, graphs = counted
     recur, calls = base.linear_recurrence, []
 
