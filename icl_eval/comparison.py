@@ -8,7 +8,7 @@ import numpy as np
 
 from icl_eval.context_use import simultaneous
 from icl_eval.positions import Positions
-from icl_eval.statistics import Curve, Estimate, Metric, resampled_bins
+from icl_eval.statistics import Curve, Estimate, Metric, resampled_bins, well_reached
 
 
 class Difference(NamedTuple):
@@ -36,7 +36,7 @@ def compare(
 
     Documents are resampled for all arms alike, and seeds alike where arms have as many, so differences are paired. The
     max-\\|t\\| bootstrap over all bins of all pairs keeps the chance that any of them is called different without
-    being so at 5 %.
+    being so at 5 %. Bins that less than half of the documents reach are left out: few would seem to agree.
 
     Raises:
         ValueError: the arms were not measured on the same documents, or in other bins.
@@ -51,14 +51,14 @@ def compare(
                 "measure them with one command"
             )
     pairs = [(name, baseline) for name in names if name != baseline] if baseline else list(combinations(names, 2))
-    filled = np.logical_and.reduce([runs[0].document_count.sum(axis=0) > 0 for runs in arms.values()])
+    reached = well_reached(*(runs[0].document_count for runs in arms.values()))
 
     def drawn_at(confidence: float) -> np.ndarray:
-        drawn = {n: resampled_bins(runs, metric=metric, confidence=confidence)[:, filled] for n, runs in arms.items()}
+        drawn = {n: resampled_bins(runs, metric=metric, confidence=confidence)[:, reached] for n, runs in arms.items()}
         return np.concatenate([drawn[a] - drawn[b] for a, b in pairs], axis=1)
 
     estimate = simultaneous(drawn_at)
     edges = first.bin_edges
-    starts, ends = edges[:-1][filled], edges[1:][filled] - 1
+    starts, ends = edges[:-1][reached], edges[1:][reached] - 1
     parts = zip(*(np.split(bound, len(pairs)) for bound in estimate), strict=True)
     return [Difference(a, b, Curve(starts, ends, Estimate(*p))) for (a, b), p in zip(pairs, parts, strict=True)]

@@ -10,7 +10,7 @@ import numpy as np
 from scipy import special
 
 from icl_eval.positions import Positions
-from icl_eval.statistics import CONFIDENCE, Estimate, Metric, best_context_loss, resampled_bins
+from icl_eval.statistics import CONFIDENCE, Estimate, Metric, best_context_loss, resampled_bins, well_reached
 
 SMALLEST_GAIN = 0.01
 """A loss that falls by less (nats a token, or bits a byte) is taken to stay as it is."""
@@ -44,7 +44,7 @@ def useful_context(
         return None
     best, judges = _best_bin(runs, metric)
     edges = runs[0].bin_edges
-    before = np.flatnonzero(judges[0].document_count[:, :best].sum(axis=0) > 0)
+    before = np.flatnonzero(well_reached(judges[0].document_count)[:best])
     if len(before) == 0:
         return UsefulContext(0, 0, 0)
 
@@ -107,13 +107,14 @@ def simultaneous(drawn_at: Callable[[float], np.ndarray]) -> Estimate:
     documents and seeds widen the intervals.
 
     Args:
-        drawn_at: gives values and resamples ``[1 + RESAMPLES, K]`` for intervals of a confidence.
+        drawn_at: gives values and resamples ``[1 + RESAMPLES, K]`` for intervals of a confidence; resamples are NaN
+            where they hold no document of a value's.
     """
     drawn = drawn_at(CONFIDENCE)
-    error = drawn[1:].std(axis=0)
+    error = np.nanstd(drawn[1:], axis=0)
     strays = np.abs(drawn[1:] - drawn[0]) / np.where(error > 0, error, 1)
-    critical = np.quantile(strays.max(axis=1), CONFIDENCE)
-    width = critical * drawn_at(2 * special.ndtr(critical) - 1)[1:].std(axis=0)
+    critical = np.quantile(np.nan_to_num(strays).max(axis=1), CONFIDENCE)
+    width = critical * np.nanstd(drawn_at(2 * special.ndtr(critical) - 1)[1:], axis=0)
     return Estimate(drawn[0], drawn[0] - width, drawn[0] + width)
 
 

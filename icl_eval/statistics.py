@@ -82,13 +82,12 @@ def overall(runs: Sequence[Positions], metric: Metric = "nll", snapshot: int = -
 def best_context_loss(runs: Sequence[Positions], snapshot: int = -1, metric: Metric = "nll") -> BestContext:
     """Loss in the best bin: every second document chooses the bin, the others give its loss.
 
-    A minimum over noisy bins would flatter; a bin chosen elsewhere does not. Only bins that at least half as many
-    documents reach as the fullest bin can be chosen.
+    A minimum over noisy bins would flatter; a bin chosen elsewhere does not. Only bins that are :func:`well_reached`
+    can be chosen.
     """
     sums, counts = _by_document(runs, metric, snapshot)
     choose, judge = slice(0, None, 2), slice(1, None, 2)
-    coverage = np.minimum((counts[choose] > 0).mean(axis=0), (counts[judge] > 0).mean(axis=0))
-    eligible = coverage >= max(coverage.max() / 2, 1e-9)
+    eligible = well_reached(counts[choose], counts[judge])
     means = np.full(counts.shape[1], np.inf)
     chosen_sums = sums[:, choose].mean(axis=0).sum(axis=0)
     means[eligible] = chosen_sums[eligible] / counts[choose].sum(axis=0)[eligible]
@@ -96,6 +95,12 @@ def best_context_loss(runs: Sequence[Positions], snapshot: int = -1, metric: Met
     estimate = _bootstrap(sums[:, judge, best, None], counts[judge, best, None])
     edges = runs[0].bin_edges
     return BestContext(Estimate(*(bound[0] for bound in estimate)), int(edges[best]), int(edges[best + 1]) - 1)
+
+
+def well_reached(*counts: np.ndarray) -> np.ndarray:
+    """Bins that in each of the counts ``[N, bins]`` at least half as many documents reach as the fullest bin."""
+    coverage = np.minimum.reduce([(count > 0).mean(axis=0) for count in counts])
+    return coverage >= max(coverage.max() / 2, 1e-9)
 
 
 def context_gain(runs: Sequence[Positions], early: int, snapshot: int = -1, metric: Metric = "nll") -> Estimate:

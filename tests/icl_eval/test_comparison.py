@@ -49,6 +49,22 @@ def test_a_difference_is_found_where_it_is_and_nowhere_else() -> None:
     assert (difference.curve.estimate.high - difference.curve.estimate.low).max() < 0.2, "paired: the documents' spread"
 
 
+@pytest.mark.parametrize("documents", [4, 16])
+def test_bins_that_few_documents_reach_are_left_out_and_blur_no_others(documents: int) -> None:
+    rng = np.random.default_rng(0)
+    count = np.full((documents, BINS), 10.0)
+    count[: documents // 2, -2] = count[1:, -1] = 0
+    losses = rng.normal(3, 0.1, (2, documents, BINS)) + np.array([0, 1])[:, None, None]
+    made = {
+        n: [replace(positions(x), document_count=count, document_nll_sum=x[None] * count)]
+        for n, x in zip("ab", losses, strict=True)
+    }
+    (difference,) = compare(made)
+    assert difference.curve.end[-1] == BINS - 2, "reached by half of the documents; the last bin by one"
+    assert np.isfinite(np.stack(difference.curve.estimate)).all()
+    assert difference.verdicts.tolist() == [-1] * (BINS - 1)
+
+
 def test_seeds_that_differ_widen_the_intervals() -> None:
     one, three = arms(1, "ab", 40), arms(1, "ab", 40, seeds=3)
     width = {
