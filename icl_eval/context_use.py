@@ -15,6 +15,8 @@ from icl_eval.statistics import CONFIDENCE, Estimate, Metric, best_context_loss,
 SMALLEST_GAIN = 0.01
 """A loss that falls by less (nats a token, or bits a byte) is taken to stay as it is."""
 MIN_DOCUMENTS = 4
+ROUNDING = 1e-9
+"""Losses (nats a token, or bits a byte) that differ by less are the same."""
 
 
 class UsefulContext(NamedTuple):
@@ -112,9 +114,12 @@ def simultaneous(drawn_at: Callable[[float], np.ndarray]) -> Estimate:
     """
     drawn = drawn_at(CONFIDENCE)
     error = np.nanstd(drawn[1:], axis=0)
-    strays = np.abs(drawn[1:] - drawn[0]) / np.where(error > 0, error, 1)
+    if not (spread := error > ROUNDING).any():
+        return Estimate(drawn[0], drawn[0] - ROUNDING, drawn[0] + ROUNDING)
+    strays = np.abs(drawn[1:] - drawn[0])[:, spread] / error[spread]
     critical = np.quantile(np.nan_to_num(strays).max(axis=1), CONFIDENCE)
     width = critical * np.nanstd(drawn_at(2 * special.ndtr(critical) - 1)[1:], axis=0)
+    width = np.maximum(width, ROUNDING)
     return Estimate(drawn[0], drawn[0] - width, drawn[0] + width)
 
 

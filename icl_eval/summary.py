@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
 
 from icl_eval.experiment import Arm
 from icl_eval.measured_table import LEGEND, measured_tables
@@ -26,9 +28,17 @@ def summarise(runs: Sequence[Run], out: Path, console: Console) -> None:
         for sentence in (*waiting(trained), *in_context_learning(trained), *bits_per_byte(trained)):
             console.print(sentence, highlight=False)
     for table in measured_tables(measured):
-        console.print(table)
+        _print_whole(table, console)
     if measured:
         console.print(f"{LEGEND} 95 % intervals by bootstrap {spread}.", highlight=False)
     console.print("\nfigures:")
     for file in plot_all(runs, out):
         console.print(f"  {file}", highlight=False)
+
+
+def _print_whole(table: Table, console: Console) -> None:
+    """Print a table as wide as it is: a cut number would be a wrong one."""
+    needed = Measurement.get(console, console.options.update(max_width=10_000), table).maximum
+    width, console.width = console.width, max(console.width, needed)
+    console.print(table)
+    console.width = width

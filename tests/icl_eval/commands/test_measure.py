@@ -1,5 +1,6 @@
 """Any causal model measured on any documents: against direct computations with torch."""
 
+import io
 import json
 import shutil
 import sys
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
 from icl_eval import load_run, load_runs
 from icl_eval.causal import Pretrained
@@ -16,6 +18,7 @@ from icl_eval.cli import main
 from icl_eval.commands.data import text_tasks
 from icl_eval.measure_text import measure_text
 from icl_eval.spans import choose_spans
+from icl_eval.summary import summarise
 from tests.icl_eval.tiny_models import save_gpt2, save_llama, save_tokenizer, tiny_runs, write_documents
 
 CPU = torch.device("cpu")
@@ -111,6 +114,19 @@ def test_all_models_read_the_same_text(folder: Path, measured: Path) -> None:
         text = runs[0].positions.document_bytes[:, inner].sum()
         assert totals[name].sum() > 0
         assert abs(text - runs[2].positions.document_bytes[:, inner].sum()) < 0.1 * text
+
+
+def test_tables_are_printed_whole_on_narrow_screens(measured: Path, tmp_path: Path) -> None:
+    texts = []
+    for width in (40, 400):
+        console = Console(width=width, file=io.StringIO())
+        summarise(load_runs(measured), tmp_path, console)
+        assert console.width == width
+        assert isinstance(console.file, io.StringIO)
+        texts.append([line.rstrip() for line in console.file.getvalue().splitlines() if line.startswith("gpt2 ")])
+    assert texts[0] == texts[1]
+    assert len(texts[0]) == 2
+    assert "…" not in "".join(texts[0])
 
 
 def test_our_model_is_measured_as_in_training(folder: Path) -> None:
