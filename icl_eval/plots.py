@@ -230,8 +230,9 @@ def plot_training(runs: Sequence[Run]) -> Figure:
             ax.set_xlabel(label)
             log_axis(ax, base=10)
         column[0].set_title(titles[task])
-        column[1].xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        column[1].xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,g}"))
+        if column[1].get_xscale() == "log":
+            column[1].xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            column[1].xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,g}"))
         legend(column[0])
     return figure
 
