@@ -48,6 +48,8 @@ def text_arm(
     budget: Budget,
     backbone: Backbone | None = None,
     branches: tuple[float, ...] = (0.25, 0.5, 1.0),
+    start_context: int | None = None,
+    start_tokens: int = 0,
 ) -> Arm:
     """An arm on source code, which ``--text`` swaps for other documents.
 
@@ -63,6 +65,7 @@ def text_arm(
         budget: of training.
         backbone: RWKV if not given.
         branches: shares of the budget at which decay branches end.
+        start_context, start_tokens: of the first tokens of training, as in :class:`icl_eval.Training`.
     """
     mixers = mixer if isinstance(mixer, tuple) else (mixer,)
     task = SourceCode(seq_len=context)
@@ -72,7 +75,13 @@ def text_arm(
         mixers=tuple(_sized(one, size, context) for one in mixers),
         backbone=backbone or RWKV(),
     )
-    training = replace(TRAINING[scale], batch_size=max(tokens_per_step // context, 1), branches=branches)
+    training = replace(
+        TRAINING[scale],
+        batch_size=max(tokens_per_step // context, 1),
+        branches=branches,
+        start_context=start_context,
+        start_tokens=start_tokens,
+    )
     return Arm(name=name, task=task, model=model, training=training, budget=budget)
 
 

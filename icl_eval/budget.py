@@ -56,12 +56,21 @@ class Budget(Config):
         """The value of the field that is given."""
         return getattr(self, self.unit)
 
-    def match(self, *, flops_per_step: float, tokens_per_step: int, seconds_per_step: float | None = None) -> Schedule:
+    def match(
+        self,
+        *,
+        flops_per_step: float,
+        tokens_per_step: int,
+        seconds_per_step: float | None = None,
+        start_steps: int = 0,
+        start_flops: float = 0.0,
+    ) -> Schedule:
         """The number of steps that comes nearest to the budget.
 
         Args:
             flops_per_step, tokens_per_step: what a step costs.
             seconds_per_step: as calibrated; only a budget in seconds needs it.
+            start_steps, start_flops: steps at the start that cost other FLOPs, and what they cost together.
 
         Raises:
             ValueError: the budget is smaller than one step, or in seconds and nothing was calibrated.
@@ -70,10 +79,17 @@ class Budget(Config):
         per_step = costs[self.unit]
         if per_step is None:
             raise ValueError(f"a budget of {self.asked:g} seconds becomes steps only on the device that trains")
-        if self.asked < per_step:
+        at_start = start_flops if self.unit == "flops" else start_steps * per_step
+        if self.asked < at_start + per_step:
+            what = "the start and one step" if start_steps else "one step"
             raise ValueError(
-                f"a budget of {self.asked:.3g} {self.unit} is smaller than one step ({per_step:.3g} {self.unit}): "
-                "raise the budget, or lower batch_size or seq_len"
+                f"a budget of {self.asked:.3g} {self.unit} is smaller than {what} ({at_start + per_step:.3g} "
+                f"{self.unit}): raise the budget, or lower batch_size or seq_len"
             )
-        steps = round(self.asked / per_step)
-        return Schedule(steps, steps * tokens_per_step, steps * flops_per_step, steps * per_step / self.asked - 1)
+        steps = round((self.asked - at_start) / per_step)
+        return Schedule(
+            start_steps + steps,
+            (start_steps + steps) * tokens_per_step,
+            start_flops + steps * flops_per_step,
+            (at_start + steps * per_step) / self.asked - 1,
+        )

@@ -3,6 +3,7 @@
 import hashlib
 import inspect
 import json
+import math
 import re
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -24,6 +25,9 @@ class Training(Config):
         learning_rate: at its peak.
         final_learning_rate: at the last step, and at the end of every branch.
         warmup_tokens: length of the warm-up; at most a tenth of the run is used.
+        start_context, start_tokens: the first tokens are trained on with sequences cut into pieces of ``start_context``
+            tokens, which is cheap for mixers whose cost grows with the context; what a piece needs from the one before
+            it is lost, so it is for text. Budgets count it as it is. ``None`` and 0 for training at one context.
         schedule: ``"cosine"`` decays from the warm-up to the end, and is measured on the way, at points that are not
             finished runs. ``"branched"`` keeps the rate constant, and at every share of the budget in ``branches`` has
             a finished run: a copy that decays over the last steps before that point and is measured at it.
@@ -44,6 +48,8 @@ class Training(Config):
     learning_rate: float = 3e-4
     final_learning_rate: float = 1e-5
     warmup_tokens: int = 2000 * 32 * 1024
+    start_context: int | None = None
+    start_tokens: int = 0
     schedule: Literal["cosine", "branched"] = "cosine"
     branches: tuple[float, ...] = (0.25, 0.5, 1.0)
     decay_fraction: float = 0.2
@@ -64,6 +70,12 @@ class Training(Config):
             f"between 0 and learning_rate = {self.learning_rate}",
         )
         self.require(self.warmup_tokens >= 0, "warmup_tokens", "at least 0")
+        self.require(self.start_context is None or self.start_context >= 1, "start_context", "None or at least 1")
+        self.require(
+            self.start_tokens > 0 if self.start_context else self.start_tokens == 0,
+            "start_tokens",
+            "positive with a start_context, and 0 without",
+        )
         rising = all(low < high for low, high in pairwise((0.0, *self.branches)))
         self.require(rising and self.branches[-1:] == (1.0,), "branches", "shares of the budget that rise to 1.0")
         self.require(0 < self.decay_fraction <= 1, "decay_fraction", "above 0 and at most 1")
@@ -115,15 +127,45 @@ class Arm(Config):
                     f"{of_task!r}"
                 )
 
+        start = self.training.start_context
+        if start is not None and (self.task.seq_len % start or self.budget.unit == "seconds"):
+            raise ValueError(
+                f"arm {self.name!r}: Training.start_context = {start}: must divide seq_len = {self.task.seq_len}, and "
+                "the budget be in FLOPs or tokens"
+            )
+
     @property
     def tokens_per_step(self) -> int:
         return self.training.batch_size * self.task.seq_len
 
     @property
+    def start_steps(self) -> int:
+        """The steps at the start whose sequences are cut into pieces of ``start_context``."""
+        return math.ceil(self.training.start_tokens / self.tokens_per_step)
+
+    @property
     def flops_per_step(self) -> float:
-        """Training FLOPs of one step."""
-        forward = self.model.flops_per_token(self.task.seq_len).total
-        return BACKWARD_FACTOR * forward * self.tokens_per_step
+        """Training FLOPs of one step at the task's context."""
+        return self._flops_per_step(self.task.seq_len)
+
+    def flops_after(self, steps: int) -> float:
+        """Training FLOPs of a model's first ``steps`` steps."""
+        short = min(steps, self.start_steps)
+        start_context = self.training.start_context or self.task.seq_len
+        return short * self._flops_per_step(start_context) + (steps - short) * self.flops_per_step
+
+    def steps_at(self, share: float, steps: int) -> int:
+        """The step at which a model of ``steps`` steps has spent a share of its budget, in the budget's unit."""
+        start = self.start_steps
+        if self.budget.unit != "flops" or start == 0:
+            return round(share * steps)
+        asked, at_start = share * self.flops_after(steps), self.flops_after(start)
+        if asked < at_start:
+            return round(asked / at_start * start)
+        return start + round((asked - at_start) / self.flops_per_step)
+
+    def _flops_per_step(self, context: int) -> float:
+        return BACKWARD_FACTOR * self.model.flops_per_token(context).total * self.tokens_per_step
 
     def schedule(self, seconds_per_step: float | None = None) -> Schedule:
         """The budget in steps; one in seconds needs the calibrated ``seconds_per_step``.
@@ -136,6 +178,8 @@ class Arm(Config):
                 flops_per_step=self.flops_per_step,
                 tokens_per_step=self.tokens_per_step,
                 seconds_per_step=seconds_per_step,
+                start_steps=self.start_steps,
+                start_flops=self.flops_after(self.start_steps),
             )
         except ValueError as error:
             raise ValueError(f"arm {self.name!r}: {error}") from None

@@ -19,14 +19,20 @@ def minutes(arm: Arm, snapshots: int = 1) -> float:
     if arm.budget.seconds is not None:
         return arm.budget.seconds / 60
     steps = make_plan(arm, arm.schedule().steps, snapshots).steps_spent
-    flops = arm.model.flops_per_token(arm.task.seq_len)
-    by_layer = [arm.model.backbone.flops_per_token(mixer, arm.task.seq_len) for mixer in arm.model.layers]
+    start = arm.start_steps
+    return start * _step(arm, arm.training.start_context or 1) + (steps - start) * _step(arm, arm.task.seq_len)
+
+
+def _step(arm: Arm, context: int) -> float:
+    """Minutes of a step at a context."""
+    flops = arm.model.flops_per_token(context)
+    by_layer = [arm.model.backbone.flops_per_token(mixer, context) for mixer in arm.model.layers]
     state = sum(
         layer.state / STATE_RATES.get(mixer.name, STATE_RATES["linear"])
         for mixer, layer in zip(arm.model.layers, by_layer, strict=True)
     )
     weight = flops.weight / (WEIGHT_RATE * min(1.0, arm.model.width / FULL_WIDTH))
-    return BACKWARD_FACTOR * (weight + state) * steps * arm.tokens_per_step / 60
+    return BACKWARD_FACTOR * (weight + state) * arm.tokens_per_step / 60
 
 
 def total_minutes(experiment: Experiment) -> float:

@@ -18,7 +18,7 @@ from icl_eval.budget import Schedule
 from icl_eval.config import did_you_mean
 from icl_eval.experiment import Arm, Experiment
 from icl_eval.run_folder import RunFolder, to_json, write_atomically
-from icl_eval.schedule import make_plan
+from icl_eval.schedule import Plan, make_plan
 from icl_eval.tasks import Source, TextSource
 from icl_eval.train import calibrate, heldout_sequences, train_arm
 
@@ -101,7 +101,7 @@ def run_experiment(
                 schedule = _schedule(arm, folder, source, accelerator)
                 plan = make_plan(arm, schedule.steps, experiment.snapshots)
                 if accelerator.is_main_process:
-                    described = describe(arm, seed, schedule, plan.steps_spent, accelerator)
+                    described = describe(arm, seed, schedule, plan, accelerator)
                     folder.begin(
                         described | {"tuning": (tuning or {}).get(arm.name)},
                         environment(accelerator.device),
@@ -189,7 +189,7 @@ def _schedule(arm: Arm, folder: RunFolder, source: Source, accelerator: Accelera
     return Schedule(**recorded["schedule"]) if recorded else arm.schedule(calibrate(arm, source, accelerator))
 
 
-def describe(arm: Arm, seed: int, schedule: Schedule, steps_spent: int, accelerator: Accelerator) -> dict[str, Any]:
+def describe(arm: Arm, seed: int, schedule: Schedule, plan: Plan, accelerator: Accelerator) -> dict[str, Any]:
     """``config.json`` of a run: the resolved config, and what follows from it.
 
     ``schedule`` is the budget, which the model measured last has been trained for; ``spent`` counts all branches.
@@ -206,9 +206,9 @@ def describe(arm: Arm, seed: int, schedule: Schedule, steps_spent: int, accelera
         "sharding": "fsdp2" if accelerator.is_fsdp2 else "none",
         "schedule": schedule._asdict(),
         "spent": {
-            "steps": steps_spent,
-            "tokens": steps_spent * arm.tokens_per_step,
-            "flops": steps_spent * arm.flops_per_step,
+            "steps": plan.steps_spent,
+            "tokens": plan.steps_spent * arm.tokens_per_step,
+            "flops": plan.flops_spent(arm),
         },
         "costs": {
             "context": context,

@@ -40,6 +40,10 @@ class Plan(NamedTuple):
     legs: tuple[Leg, ...]
     warmup: int
 
+    def flops_spent(self, arm: Arm) -> float:
+        """Training FLOPs of all legs."""
+        return sum(arm.flops_after(leg.stop) - arm.flops_after(leg.start) for leg in self.legs)
+
     @property
     def steps_spent(self) -> int:
         """Steps of all legs."""
@@ -70,10 +74,15 @@ def make_plan(arm: Arm, steps: int, snapshots: int) -> Plan:
     warmup = min(math.ceil(training.warmup_tokens / arm.tokens_per_step), steps // 10)
     if training.schedule == "cosine":
         return Plan((Leg(None, 0, steps, tuple(snapshot_steps(steps, snapshots)), 0, False),), warmup)
-    ends = [round(share * steps) for share in training.branches]
+    ends = [arm.steps_at(share, steps) for share in training.branches]
     if ends[0] < 1 or len(set(ends)) < len(ends):
         raise ValueError(
             f"arm {arm.name!r}: branches = {training.branches} do not end at different steps when there are {steps}"
+        )
+    if ends[0] <= arm.start_steps:
+        raise ValueError(
+            f"arm {arm.name!r}: the branch at {training.branches[0]:g} of the budget ends at step {ends[0]}, before "
+            f"sequences of full length have been seen (start_tokens = {training.start_tokens}: {arm.start_steps} steps)"
         )
     forks = [end - math.ceil(training.decay_fraction * end) for end in ends]
     paths: list[tuple[float | None, int, int]] = []

@@ -61,7 +61,8 @@ def train_step(
     mine = slice(accelerator.process_index, None, accelerator.num_processes)
     tensors = [batch.scored, batch.tokens, batch.targets, *([] if batch.inputs is None else [batch.inputs])]
     tensors = [x[mine].to(accelerator.device, non_blocking=True) for x in tensors]
-    rows = training.micro_batch_size or len(tensors[0])
+    pieces = len(batch.tokens) // training.batch_size
+    rows = len(tensors[0]) if training.micro_batch_size is None else training.micro_batch_size * pieces
     parts = list(zip(*(x.split(rows) for x in tensors), strict=True))
     num_scored = batch.scored.sum().item()
     total = torch.zeros((), device=accelerator.device)

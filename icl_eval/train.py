@@ -115,6 +115,8 @@ class _Trainer:
             learning_rate = learning_rate_at(training, self.plan, leg, progress.step)
             for group in self.optimizer.param_groups:
                 group["lr"] = learning_rate
+            if progress.step < self.arm.start_steps and training.start_context is not None:
+                batch = batch.cut(training.start_context)
             results.append(train_step(self.model, self.optimizer, batch, self.arm, self.accelerator))
             progress.step += 1
             progress.steps_spent += 1
@@ -160,7 +162,7 @@ class _Trainer:
         return {
             "step": step,
             "tokens": step * self.arm.tokens_per_step,
-            "flops": step * self.arm.flops_per_step,
+            "flops": self.arm.flops_after(step),
             "seconds": self.progress.seconds,
         }
 

@@ -224,6 +224,6 @@ def _entry(experiment: Experiment, arm: Arm, folder: Path) -> dict[str, Any]:
         "loss": None if estimate is None else float(estimate.value),
         "interval": None if estimate is None else [float(estimate.low), float(estimate.high)],
         "steps": run.status["step"],
-        "flops": run.status["step"] * arm.flops_per_step,
+        "flops": arm.flops_after(run.status["step"]),
         "seconds": run.status["seconds_spent"],
     }

@@ -38,6 +38,22 @@ class Batch(NamedTuple):
     document: Tensor
     inputs: Tensor | None = None
 
+    def cut(self, length: int) -> "Batch":
+        """The same tokens as sequences of ``length``, which must divide T; row b's pieces lie in order."""
+        pieces = self.tokens.shape[1] // length
+
+        def cut(x: Tensor) -> Tensor:
+            return x.unflatten(1, (pieces, length)).flatten(0, 1)
+
+        return Batch(
+            tokens=cut(self.tokens),
+            targets=cut(self.targets),
+            scored=cut(self.scored),
+            position=cut(self.position),
+            document=self.document.repeat_interleave(pieces),
+            inputs=None if self.inputs is None else cut(self.inputs),
+        )
+
 
 class Source(Protocol):
     """A task's data for one seed. ``batch`` is pure: the same arguments give the same batch on any machine."""

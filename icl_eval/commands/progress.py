@@ -27,18 +27,20 @@ def live_line(console: Console) -> Iterator[dict[str, Any]]:
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
         peak = matmul_peak() if console.is_terminal and torch.cuda.is_available() else None
         current: list[tuple[TaskID, Arm]] = []
-        last = [0, 0.0]
+        last: tuple[int, float] = (0, 0.0)
 
         def on_start(arm: Arm, seed: int, steps: int) -> None:
             task = progress.add_task(f"{arm.name} seed {seed}", total=steps, loss=float("nan"), speed="")
             current[:] = [(task, arm)]
-            last[:] = [0, time.perf_counter()]
+            nonlocal last
+            last = 0, time.perf_counter()
 
         def on_progress(step: int, loss: float) -> None:
+            nonlocal last
             ((task, arm),) = current
             now = time.perf_counter()
-            speed = _speed(arm, (step - last[0]) / (now - last[1]), peak) if last[0] and console.is_terminal else ""
-            last[:] = [step, now]
+            speed = _speed(arm, last[0], step, now - last[1], peak) if last[0] and console.is_terminal else ""
+            last = step, now
             progress.update(task, completed=step, loss=loss, speed=speed)
 
         def on_end(arm: Arm, seed: int) -> None:
@@ -50,10 +52,10 @@ def live_line(console: Console) -> Iterator[dict[str, Any]]:
         yield {"on_start": on_start, "on_progress": on_progress, "on_end": on_end}
 
 
-def _speed(arm: Arm, steps_per_second: float, peak: float | None) -> str:
-    flops = steps_per_second * arm.flops_per_step
+def _speed(arm: Arm, start: int, stop: int, seconds: float, peak: float | None) -> str:
+    flops = (arm.flops_after(stop) - arm.flops_after(start)) / seconds
     share = f" ({flops / peak:.0%} of peak)" if peak else ""
-    return f"{steps_per_second * arm.tokens_per_step:,.0f} tokens/s  {flops / 1e12:.3g} TFLOP/s{share}"
+    return f"{(stop - start) * arm.tokens_per_step / seconds:,.0f} tokens/s  {flops / 1e12:.3g} TFLOP/s{share}"
 
 
 def matmul_peak() -> float:

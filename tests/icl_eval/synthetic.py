@@ -15,6 +15,7 @@ from icl_eval import Arm, Experiment, statistics
 from icl_eval.positions import Positions, log_bin_edges
 from icl_eval.run import describe, make_accelerator
 from icl_eval.run_folder import RunFolder, to_json, write_atomically
+from icl_eval.schedule import make_plan
 
 DOCUMENTS = 12
 TUNED = {"learning_rate": 2e-3, "at_edge": False, "losses": {"0.0005": 1.7, "0.001": 1.6, "0.002": 1.5, "0.004": 1.6}}
@@ -89,13 +90,14 @@ def few_resamples() -> Iterator[None]:
 
 @cache
 def _config(arm: Arm) -> dict[str, Any]:
-    return describe(arm, 0, arm.schedule(), arm.schedule().steps, make_accelerator("cpu"))
+    return describe(arm, 0, arm.schedule(), make_plan(arm, arm.schedule().steps, 1), make_accelerator("cpu"))
 
 
 def _positions(arm: Arm, seed: int, loss: Loss, seconds_per_flop: float, noise: float) -> Positions:
     edges = log_bin_edges(arm.task.num_positions)
     shares = np.array(arm.training.branches)
-    steps = np.round(arm.schedule().steps * shares)
+    steps = np.array([arm.steps_at(share, arm.schedule().steps) for share in shares])
+    flops = np.array([arm.flops_after(step) for step in steps])
     rng = np.random.default_rng([seed, zlib.crc32(arm.name.encode())])
     documents = np.random.default_rng(0).normal(0.0, 0.2, (DOCUMENTS, 1))
     counts = np.tile(np.diff(edges).astype(float), (DOCUMENTS, 1))
@@ -106,8 +108,8 @@ def _positions(arm: Arm, seed: int, loss: Loss, seconds_per_flop: float, noise: 
     sums = means * counts
     by_position = np.zeros((len(shares), 1))
     return Positions(
-        step=steps, tokens=steps * arm.tokens_per_step, flops=steps * arm.flops_per_step,
-        seconds=steps * arm.flops_per_step * seconds_per_flop, nll_sum=by_position, nll_square_sum=by_position,
+        step=steps, tokens=steps * arm.tokens_per_step, flops=flops,
+        seconds=flops * seconds_per_flop, nll_sum=by_position, nll_square_sum=by_position,
         correct=by_position, document_nll_sum=sums, document_correct=0 * sums, count=by_position[0],
         documents=np.arange(DOCUMENTS), bin_edges=edges, document_count=counts,
     )  # fmt: skip

@@ -1,0 +1,118 @@
+"""Training that starts on short pieces: what a step sees, what it costs, and where the budget's shares end."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from icl_eval import Arm, Budget, Training, load_runs
+from icl_eval.models import Softmax
+from icl_eval.presets import load_preset
+from icl_eval.run import make_accelerator, run_experiment
+from icl_eval.schedule import make_plan
+from icl_eval.step import prepare, train_step
+from icl_eval.tasks import Regression
+
+TINY = load_preset(str(Path(__file__).parent / "tiny.py"))
+TEXT = TINY.arms[2]
+START = {"start_context": 12, "start_tokens": 5 * TEXT.tokens_per_step - 1}
+
+
+def short_start(**training: object) -> Arm:
+    """Softmax on text, whose steps cost less on short pieces."""
+    model = replace(TEXT.model, mixers=(Softmax(width=16, num_heads=2),))
+    return replace(TEXT, model=model, training=replace(TEXT.training, schedule="branched", **(START | training)))
+
+
+def test_a_cut_batch_holds_the_same_numbers_in_order() -> None:
+    batch = Regression(dim=2, seq_len=12).build(0).batch("train", 0, 3)
+    cut = batch.cut(4)
+    assert cut.document.tolist() == [d for d in batch.document.tolist() for _ in range(3)]
+    for name in ("tokens", "targets", "scored", "position", "inputs"):
+        whole, pieces = getattr(batch, name), getattr(cut, name)
+        assert pieces.shape[:2] == (9, 4)
+        assert torch.equal(pieces[5], whole[1, 8:])
+        assert torch.equal(pieces.reshape(whole.shape), whole)
+
+
+@pytest.mark.parametrize("micro_batch_size", [None, 1, 3])
+def test_a_step_on_pieces_is_one_on_sequences_of_their_length(micro_batch_size: int | None) -> None:
+    arm = short_start(micro_batch_size=micro_batch_size)
+    accelerator = make_accelerator("cpu")
+    batch = arm.task.build(0).batch("train", 0, arm.training.batch_size).cut(12)
+    model, optimizer = prepare(arm, 0, accelerator)
+    with torch.no_grad():
+        alone = [
+            model(tokens[None], targets[None])[0] for tokens, targets in zip(batch.tokens, batch.targets, strict=True)
+        ]
+    loss = train_step(model, optimizer, batch, arm, accelerator).loss
+    assert loss.item() == pytest.approx(torch.cat(alone)[batch.scored].mean().item(), rel=1e-5)
+
+
+def test_flops_are_counted_at_the_context_of_each_step() -> None:
+    arm = short_start()
+    whole = replace(arm, training=replace(arm.training, start_context=None, start_tokens=0))
+    pieces = replace(whole, task=replace(whole.task, seq_len=12), training=replace(whole.training, batch_size=16))
+    assert arm.start_steps == 5
+    assert arm.tokens_per_step == pieces.tokens_per_step
+    assert pieces.flops_per_step < arm.flops_per_step == whole.flops_per_step
+    assert arm.flops_after(3) == 3 * pieces.flops_per_step
+    assert arm.flops_after(7) == 5 * pieces.flops_per_step + 2 * arm.flops_per_step
+    assert whole.flops_after(7) == 7 * whole.flops_per_step
+    schedule = arm.schedule()
+    assert schedule.flops == arm.flops_after(schedule.steps)
+    assert abs(schedule.flops - 1.5e8) <= arm.flops_per_step / 2
+    assert schedule.mismatch == pytest.approx(schedule.flops / 1.5e8 - 1)
+    assert schedule.steps > whole.schedule().steps
+    assert schedule.tokens == schedule.steps * arm.tokens_per_step
+    by_tokens = replace(arm, budget=Budget(tokens=20 * arm.tokens_per_step)).schedule()
+    assert (by_tokens.steps, by_tokens.flops) == (20, arm.flops_after(20))
+
+
+@pytest.mark.parametrize("share", [0.01, 0.1, 0.25, 0.5, 1.0])
+def test_shares_of_a_budget_are_shares_of_what_it_counts(share: float) -> None:
+    arm = short_start()
+    steps = arm.schedule().steps
+    at = arm.steps_at(share, steps)
+    assert abs(arm.flops_after(at) - share * arm.flops_after(steps)) <= arm.flops_per_step / 2
+    assert replace(arm, budget=Budget(tokens=1e6)).steps_at(share, 1000) == round(share * 1000)
+
+
+def test_a_run_records_what_it_spent_at_each_end(tmp_path: Path) -> None:
+    arm = short_start()
+    experiment = replace(TINY, arms=(arm,), eval_sequences=8)
+    (run,) = load_runs(run_experiment(experiment, tmp_path, device="cpu"))
+    assert run.positions is not None
+    steps = run.config["schedule"]["steps"]
+    assert run.positions.flops.tolist() == [arm.flops_after(int(step)) for step in run.positions.step]
+    np.testing.assert_allclose(run.positions.flops / run.positions.flops[-1], [0.25, 0.5, 1.0], atol=0.03)
+    legs = make_plan(arm, steps, 1).legs
+    spent = [sum(arm.flops_after(s + 1) - arm.flops_after(s) for s in range(leg.start, leg.stop)) for leg in legs]
+    assert run.config["spent"]["flops"] == pytest.approx(sum(spent))
+    assert run.metrics["loss"].iloc[-1] < run.metrics["loss"].iloc[0]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Training(start_context=8), "Training.start_tokens = 0: must be positive with a start_context"),
+        (lambda: Training(start_tokens=8), "Training.start_tokens = 8: must be positive .* 0 without"),
+        (lambda: Training(start_context=0), "Training.start_context = 0: must be None or at least 1"),
+        (lambda: short_start(start_context=7), "start_context = 7: must divide seq_len = 48"),
+        (lambda: replace(short_start(), budget=Budget(seconds=9.0)), "start_context = 12: must .* FLOPs or tokens"),
+        (
+            lambda: replace(short_start(), budget=Budget(tokens=100)).schedule(),
+            "100 tokens is smaller than the start and one step",
+        ),
+        (
+            lambda: make_plan(short_start(start_tokens=4 * TEXT.tokens_per_step), 12, 1),
+            "the branch at 0.25 of the budget ends at step .*, before sequences of full length have been seen",
+        ),
+    ],
+)
+def test_a_start_that_cannot_be_is_refused(make, message: str) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(ValueError, match=re.compile(message)):
+        make()
