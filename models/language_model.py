@@ -68,8 +68,9 @@ class ModelConfig(Config):
 
     @property
     def layers(self) -> tuple[MixerConfig, ...]:
-        """The mixer of every layer."""
-        return self.mixers * (self.num_layers // len(self.mixers))
+        """The mixer of every layer, as it stands there."""
+        layers = self.mixers * (self.num_layers // len(self.mixers))
+        return tuple(mixer.after(layers[:i]) for i, mixer in enumerate(layers))
 
     @property
     def num_outputs(self) -> int:
@@ -152,9 +153,9 @@ class LanguageModel(nn.Module):
         x = self.embedding(tokens)
         if self.input_proj is not None:
             x = x + self.input_proj(inputs)
-        new_states = []
+        new_states, first_values = [], None
         for layer, layer_state in zip(self.layers, states, strict=True):
-            x, layer_state = layer(x, layer_state, return_state=return_state)
+            x, layer_state, first_values = layer(x, layer_state, first_values, return_state=return_state)
             new_states.append(layer_state)
         return self.norm(x), tuple(new_states) if return_state else None
 

@@ -83,18 +83,23 @@ class RWKVLayer(nn.Module):
         self.value_proj.weight.init_gain = 0.0  # type: ignore[attr-defined]
 
     def forward(
-        self, x: Tensor, state: LayerState | None = None, *, return_state: bool = True
-    ) -> tuple[Tensor, LayerState | None]:
+        self,
+        x: Tensor,
+        state: LayerState | None = None,
+        first_values: Tensor | None = None,
+        *,
+        return_state: bool = True,
+    ) -> tuple[Tensor, LayerState | None, Tensor | None]:
         mixer_state, mixer_input, channel_input = state or (None, None, None)
         x = self.embedding_norm(x)
         h = self.mixer_norm(x)
         if self.mixer_shift is not None:
             h, mixer_input = self.mixer_shift(h, mixer_input)
-        h, mixer_state = self.mixer(h, mixer_state, return_state=return_state)
+        h, mixer_state, first_values = self.mixer.mix(h, mixer_state, first_values, return_state=return_state)
         x = x + h
         h, channel_input = self.channel_shift(self.channel_norm(x), channel_input)
         x = x + self.value_proj(F.relu(self.key_proj(h)).square())
-        return x, LayerState(mixer_state, mixer_input, channel_input) if return_state else None
+        return x, LayerState(mixer_state, mixer_input, channel_input) if return_state else None, first_values
 
 
 class TokenShift(nn.Module):

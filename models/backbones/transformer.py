@@ -77,11 +77,16 @@ class TransformerLayer(nn.Module):
         self.down_proj = nn.Linear(hidden, width, bias=False)
 
     def forward(
-        self, x: Tensor, state: LayerState | None = None, *, return_state: bool = True
-    ) -> tuple[Tensor, LayerState | None]:
+        self,
+        x: Tensor,
+        state: LayerState | None = None,
+        first_values: Tensor | None = None,
+        *,
+        return_state: bool = True,
+    ) -> tuple[Tensor, LayerState | None, Tensor | None]:
         mixer_state, conv_state = state or (None, None)
         h, conv_state = self._convolve(self.mixer_norm(x), conv_state)
-        h, mixer_state = self.mixer(h, mixer_state, return_state=return_state)
+        h, mixer_state, first_values = self.mixer.mix(h, mixer_state, first_values, return_state=return_state)
         x = x + h
         h = self.gate_up_proj(self.mlp_norm(x))
         if self.config.activation == "swiglu":
@@ -89,7 +94,8 @@ class TransformerLayer(nn.Module):
             h = F.silu(gate) * up
         else:
             h = F.gelu(h)
-        return x + self.down_proj(h), LayerState(mixer_state, conv_state) if return_state else None
+        state = LayerState(mixer_state, conv_state) if return_state else None
+        return x + self.down_proj(h), state, first_values
 
     def _convolve(self, x: Tensor, past: Tensor | None) -> tuple[Tensor, Tensor | None]:
         if self.conv is None:

@@ -65,6 +65,10 @@ class MixerConfig(Config, ABC):
     def label(self) -> str:
         return self.name
 
+    def after(self, earlier: "tuple[MixerConfig, ...]") -> "MixerConfig":
+        """This mixer as it stands in a model after the layers of earlier ones; most are the same everywhere."""
+        return self
+
     @abstractmethod
     def build(self) -> "SequenceMixer":
         """The module, with parameters not yet initialised from a seed."""
@@ -118,6 +122,16 @@ class SequenceMixer(nn.Module, ABC):
         Returns:
             ``[B, T, C]`` and the state.
         """
+
+    def mix(
+        self, x: Tensor, state: Any, first_values: Tensor | None, *, return_state: bool
+    ) -> tuple[Tensor, Any, Tensor | None]:
+        """:meth:`forward` for the backbones, which hand on what a mixer's first layer gives to its later ones.
+
+        Args:
+            first_values: values ``[B, T, C]`` of the first layer that has any to give; ``None`` in and before it.
+        """
+        return *self(x, state, return_state=return_state), first_values
 
     def start_at_depth(self, layer: int, num_layers: int) -> None:
         """Called by the backbone: where a start depends on depth, layer 0, …, ``num_layers - 1`` sets it here."""

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from icl_eval.models import GLA, RWKV, RWKV7, DeltaNet, GatedDeltaNet, Mamba2, MixerConfig, ModelConfig
+from icl_eval.models import GLA, RWKV, RWKV7, DeltaNet, GatedDeltaNet, Mamba2, MixerConfig, ModelConfig, Softmax
 from icl_eval.models.mixers.fla import base
 
 GEOMETRY = {"width": 128, "num_heads": 2}
@@ -110,9 +110,50 @@ def test_rwkv7_starts_as_published() -> None:
         torch.testing.assert_close(up.T @ up, torch.eye(up.shape[1]) / 100, rtol=0, atol=1e-5)
         assert mixer.decay.up.bias[[0, -1]].tolist() == pytest.approx([-6 + 0.5 - 2.5, 0.5 + 2.5])
         assert mixer.rate.up.bias[[0, -1]].tolist() == pytest.approx([-0.19 - 0.3 - 0.2, -0.19 + 0.3 + 0.2])
+        assert (mixer.value_rate is None) == (number == 0)
+        if mixer.value_rate is not None:
+            assert mixer.value_rate.up.bias[[0, -1]].tolist() == pytest.approx([0.73 + 0.2, 0.73 - 0.2])
+            assert not mixer.value_rate.down.weight.any()
         assert mixer.key_scale[[0, -1]].tolist() == pytest.approx([0.76, 0.66])
         assert mixer.out_norm.weight.unique().tolist() == pytest.approx([((number + 1) / 3) ** 0.7])
         assert mixer.shift_w[64].item() == pytest.approx(1 - 0.5 ** (0.9 * (1 - number / 3)))
+
+
+def test_later_layers_mix_in_the_values_of_the_first() -> None:
+    torch.manual_seed(0)
+    config = MIXERS["rwkv7"]
+    mixer = config.build()
+    torch.nn.init.normal_(mixer.out_proj.weight)
+    torch.nn.init.normal_(mixer.value_rate.down.weight)
+    x, first = torch.randn(2, 2, 30, config.width)
+    alone, state = mixer(x)
+    y, mixed, handed_on = mixer.mix(x, None, first, return_state=True)
+    assert handed_on is first
+    assert not torch.allclose(mixed.S, state.S)
+    # What is handed its own values is as one that is handed none, whatever it would mix.
+    shifted = x + mixer.shift_v * (torch.cat([torch.zeros_like(x[:, :1]), x[:, :-1]], dim=1) - x)
+    own = mixer.v_proj(shifted)
+    torch.testing.assert_close(mixer.mix(x, None, own, return_state=False)[0], alone)
+    # A layer without the mixing, whose projection gives the mixed values, is the same layer.
+    without = replace(config, value_residual=False).build()
+    without.load_state_dict(mixer.state_dict(), strict=False)
+    share = mixer.value_rate(shifted).sigmoid()
+    without.v_proj.register_forward_hook(lambda *_: own + share * (first - own))
+    torch.testing.assert_close(without(x)[0], y)
+
+
+def test_the_first_layer_of_its_kind_has_no_values_to_mix_in() -> None:
+    rwkv7, softmax = MIXERS["rwkv7"], Softmax(width=128, num_heads=2)
+    config = ModelConfig(num_layers=4, mixers=(softmax, rwkv7))
+    assert [getattr(mixer, "value_residual", None) for mixer in config.layers] == [None, False, None, True]
+    model = config.build()
+    tokens = torch.randint(0, 256, (1, 9))
+    torch.nn.init.normal_(model.layers[3].mixer.out_proj.weight)
+    logits, _ = model(tokens)
+    (gradient,) = torch.autograd.grad(logits.sum(), model.layers[1].mixer.v_proj.weight)
+    # The first layer's own output starts at zero: its values can only act through the last layer's.
+    assert not model.layers[1].mixer.out_proj.weight.any()
+    assert gradient.norm() > 0
 
 
 def test_decays_start_within_the_published_ranges() -> None:
@@ -156,7 +197,7 @@ def on_gpu(config: MixerConfig, dtype: torch.dtype, T: int = 300, cut: int = 170
 def test_kernels_on_a_gpu_are_as_right_as_the_torch_form(name: str, dtype: torch.dtype) -> None:
     """Against float64, they may err thrice as much as the torch form at the same precision, and a little more."""
     pytest.importorskip("fla")
-    config = MIXERS[name]
+    config = MIXERS[name].after(())  # on its own it has no other layer's values to mix in, and no gradient of that
     gold, torch_form = (on_gpu(replace(config, backend="torch"), d) for d in (torch.float64, dtype))
     kernels = on_gpu(config, dtype)
     for part, want in gold.items():
@@ -244,8 +285,9 @@ def test_what_the_kernels_are_handed_is_what_the_torch_form_computes(
     mixer.config = replace(mixer.config, backend="fla")
     first, state = mixer(x[:, :15])
     second, state = mixer(x[:, 15:], state)
-    torch.testing.assert_close(torch.cat([first, second], dim=1), expected, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(state.S, expected_state.S, rtol=1e-4, atol=1e-4)
+    # Norms, since a token's group norm magnifies the rounding of a head whose output is nearly zero.
+    for got, right in ((torch.cat([first, second], dim=1), expected), (state.S, expected_state.S)):
+        assert (got - right).norm() < 1e-4 * right.norm()
 
 
 @pytest.mark.slow
@@ -262,13 +304,13 @@ def test_parameters_are_those_of_flas_layers() -> None:
         "gated_deltanet": TheirGatedDeltaNet(hidden_size=128, num_heads=2, head_dim=48, expand_v=2),
         "gla": GatedLinearAttention(hidden_size=128, num_heads=2),
         "mamba2": TheirMamba2(hidden_size=128, head_dim=64),
-        "rwkv7": RWKV7Attention(hidden_size=128, head_dim=64, layer_idx=0, num_hidden_layers=3),
+        "rwkv7": RWKV7Attention(hidden_size=128, head_dim=64, layer_idx=1, num_hidden_layers=3),
     }
     for name, module in theirs.items():
         mine = MIXERS[name].build()
         assert sum(p.numel() for p in mine.parameters()) == sum(p.numel() for p in module.parameters()), name
-    published, started = dict(theirs["rwkv7"].named_parameters()), RWKV().build(MIXERS["rwkv7"], 0, 3).mixer
-    for here, there in {"decay": "w_lora", "rate": "a_lora"}.items():
+    published, started = dict(theirs["rwkv7"].named_parameters()), RWKV().build(MIXERS["rwkv7"], 1, 3).mixer
+    for here, there in {"decay": "w_lora", "rate": "a_lora", "value_rate": "v_lora"}.items():
         torch.testing.assert_close(getattr(started, here).up.bias, published[f"{there}.lora.2.bias"])
     for letter in "rwkvag":
         torch.testing.assert_close(getattr(started, f"shift_{letter}"), published[f"x_{letter}"].flatten())

@@ -36,7 +36,8 @@ def test_layer_is_what_the_formula_says() -> None:
     layer: RWKVLayer = RWKV().build(MIXER, 1, 4)
     torch.nn.init.normal_(layer.value_proj.weight)
     x = torch.randn(2, 7, 32)
-    y, _ = layer(x)
+    y, _, first_values = layer(x)
+    assert first_values is None
 
     def shifted(h: torch.Tensor, mix: torch.Tensor) -> torch.Tensor:
         before = F.pad(h, (0, 0, 1, 0))[:, :-1]

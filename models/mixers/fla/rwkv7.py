@@ -1,13 +1,14 @@
 """RWKV-7's time mix."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from icl_eval.models.mixers.base import MixerConfig
 from icl_eval.models.mixers.fla.base import RecurrentConfig, RecurrentMixer, RecurrentState, wide_dtype
 
 STRONGEST_LOG_DECAY = -math.exp(-0.5)
@@ -24,9 +25,14 @@ class RWKV7(RecurrentConfig):
     """RWKV-7's time mix (Peng et al., arXiv 2503.14456): a decay a channel, and a state that forgets by direction.
 
     As its authors build it: six token shifts, low-rank decay, rate and output gate, a group norm, and a bonus for the
-    token itself, all started as published; their heads are of 64. The value residual, by which later layers mix the
-    first layer's values into theirs, is left out: a layer here sees its own input alone.
+    token itself, all started as published; their heads are of 64.
+
+    Attributes:
+        value_residual: mix the values of the model's first RWKV-7 layer into those of the later ones. Where there are
+            none to mix in, as in a layer on its own, it changes nothing.
     """
+
+    value_residual: bool = True
 
     name: ClassVar[str] = "rwkv7"
     operator: ClassVar[str] = "fla.ops.rwkv7.chunk_rwkv7"
@@ -48,11 +54,21 @@ class RWKV7(RecurrentConfig):
         return rank(self.width, 5.0)
 
     @property
+    def value_rank(self) -> int:
+        """Rank of the projection that says how much of the first layer's values is mixed in."""
+        return rank(self.width, 1.7 * self.head_dim / 64)
+
+    @property
     def kept_inputs(self) -> int:
         return self.width
 
+    def after(self, earlier: tuple[MixerConfig, ...]) -> "RWKV7":
+        first = not any(isinstance(mixer, RWKV7) for mixer in earlier)
+        return replace(self, value_residual=False) if first else self
+
     def weight_flops(self) -> float:
-        return 2.0 * self.width * (4 * self.width + 2 * (2 * self.decay_rank + self.gate_rank))
+        ranks = 2 * self.decay_rank + self.gate_rank + (self.value_rank if self.value_residual else 0)
+        return 2.0 * self.width * (4 * self.width + 2 * ranks)
 
     def build(self) -> "RWKV7Mixer":
         return RWKV7Mixer(self)
@@ -91,6 +107,7 @@ class RWKV7Mixer(RecurrentMixer):
             proj.weight.init_gain = gain  # type: ignore[attr-defined]
         self.decay = LowRank(width, config.decay_rank, nn.Tanh())
         self.rate = LowRank(width, config.decay_rank, nn.Identity())
+        self.value_rate = LowRank(width, config.value_rank, nn.Identity()) if config.value_residual else None
         self.output_gate = LowRank(width, config.gate_rank, nn.Sigmoid(), bias=False)
         self.key_scale = nn.Parameter(torch.zeros(width))
         self.key_rate = nn.Parameter(torch.full((width,), 1.02))
@@ -111,18 +128,30 @@ class RWKV7Mixer(RecurrentMixer):
             getattr(self, f"shift_{name}").copy_(1 - (channel / width) ** (exponent * remaining))
         self.decay.up.bias.copy_(-6 + 6 * line ** (1 + depth**0.3) + 0.5 + 2.5 * zigzag)
         self.rate.up.bias.copy_(-0.19 + 0.3 * zigzag + 0.4 * (line - 0.5))
+        if self.value_rate is not None:
+            self.value_rate.up.bias.copy_(0.73 - 0.4 * (line - 0.5))
         self.key_scale.copy_(0.71 - 0.1 * (line - 0.5))
         self.out_norm.weight.fill_(((layer + 1) / num_layers) ** 0.7)
 
     def forward(
         self, x: Tensor, state: RecurrentState | None = None, *, return_state: bool = True
     ) -> tuple[Tensor, RecurrentState | None]:
+        y, state, _ = self.mix(x, state, None, return_state=return_state)
+        return y, state
+
+    def mix(
+        self, x: Tensor, state: RecurrentState | None, first_values: Tensor | None, *, return_state: bool
+    ) -> tuple[Tensor, RecurrentState | None, Tensor]:
         heads = (self.config.num_heads, -1)
         previous = torch.zeros_like(x[:, :1]) if state is None or state.inputs is None else state.inputs.to(x.dtype)
         change = torch.cat([previous, x[:, :-1]], dim=1) - x
         q = self.q_proj(x + self.shift_r * change)
         k = self.k_proj(x + self.shift_k * change)
-        v = self.v_proj(x + self.shift_v * change)
+        shifted = x + self.shift_v * change
+        v = self.v_proj(shifted)
+        first_values = v if first_values is None else first_values
+        if self.value_rate is not None:
+            v = v + (first_values - v) * self.value_rate(shifted).sigmoid()
         wide = wide_dtype(x)
         log_decay = STRONGEST_LOG_DECAY * self.decay(x + self.shift_w * change).to(wide).sigmoid()
         rate = self.rate(x + self.shift_a * change).to(wide).sigmoid()
@@ -156,5 +185,6 @@ class RWKV7Mixer(RecurrentMixer):
         bonus = (q * k * self.bonus.to(q.dtype).unflatten(0, heads)).sum(-1, keepdim=True) * v
         y = self.out_proj((y + bonus.flatten(-2)) * self.output_gate(x + self.shift_g * change))
         if not return_state:
-            return y, None
-        return y, RecurrentState(S, x[:, -1:].clone(), x.shape[1] + (0 if state is None else state.length))
+            return y, None, first_values
+        state = RecurrentState(S, x[:, -1:].clone(), x.shape[1] + (0 if state is None else state.length))
+        return y, state, first_values
