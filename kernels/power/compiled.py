@@ -13,6 +13,8 @@ RUN_TIME_SIZES = ("H", "Hk", "T", "n_chunks", "n_updates", "slots", "heads", "pr
 computed from (strides, ``chunk``, ``T_padded``) is left to it: knowing that 16 divides them makes wide loads."""
 
 _compiled: dict[Any, tuple[Any, tuple[Any, ...]]] = {}
+"""By all that Triton compiles for: of tensors the type and alignment, of numbers whether they are 1, whether 16 divides
+them and their width, and the constants."""
 
 
 def run_kernel(kernel: Any, grid: tuple[int, ...], *arguments: Tensor | float, **constants: Any) -> None:
@@ -23,9 +25,13 @@ def run_kernel(kernel: Any, grid: tuple[int, ...], *arguments: Tensor | float, *
         arguments: tensors and numbers, in the kernel's order; its constants come after them.
         constants: those constants by name, and the launch's options (``num_warps``, ``num_stages``).
     """
-    device = arguments[0].device  # type: ignore[union-attr]
-    kinds = [_kind(x) for x in arguments]
-    key = (kernel, device, *kinds, *constants.values())
+    kinds = [
+        (x == 1, x % 16 == 0, x < 2**31) if type(x) is int
+        else (x.dtype, x.device, x.data_ptr() % 16 == 0) if isinstance(x, Tensor)
+        else float
+        for x in arguments
+    ]  # fmt: skip
+    key = (kernel.fn, *kinds, *constants.values())
     found = _compiled.get(key)
     if found is None:
         compiled = kernel[grid](*arguments, **constants)
@@ -37,10 +43,9 @@ def run_kernel(kernel: Any, grid: tuple[int, ...], *arguments: Tensor | float, *
     compiled[(*grid, 1, 1)[:3]](*arguments, *rest)
 
 
-def _kind(x: Tensor | float) -> Any:
-    """What Triton compiles for: a tensor's type and alignment; a number's width, divisibility and whether it is 1."""
-    if isinstance(x, Tensor):
-        return x.dtype, x.data_ptr() % 16 == 0
-    if isinstance(x, float):
-        return float
-    return x == 1, x % 16 == 0, x < 2**31
+def ceil_div(x: int, y: int) -> int:
+    return -(-x // y)
+
+
+def next_power_of_2(x: int) -> int:
+    return 1 << (x - 1).bit_length() if x > 1 else 1

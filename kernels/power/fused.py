@@ -8,13 +8,13 @@ products, whose mantissa is as long and whose range holds the states.
 from __future__ import annotations
 
 import torch
-import triton
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.flop_counter import register_flop_formula
 
 from icl_eval.kernels.power import launch
 from icl_eval.kernels.power.canonical import to_canonical_order, to_kernel_order
+from icl_eval.kernels.power.compiled import next_power_of_2
 from icl_eval.kernels.power.cost import flops_by_operation
 from icl_eval.kernels.power.embedding import expanded_dim
 from icl_eval.kernels.power.launch import Call, call_of
@@ -366,7 +366,7 @@ def _operation_flops(  # type: ignore[no-untyped-def]
 
 
 def _kernel_dim(dim: int) -> int:
-    return max(16, triton.next_power_of_2(dim))
+    return max(16, next_power_of_2(dim))
 
 
 def _padded(x: Tensor, size: int) -> Tensor:

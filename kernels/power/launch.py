@@ -6,11 +6,10 @@ import functools
 from typing import Any, NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 
 from icl_eval.kernels.power.backward import key_value_gradient_kernel, output_gradient_kernel, query_gradient_kernel
-from icl_eval.kernels.power.compiled import run_kernel
+from icl_eval.kernels.power.compiled import ceil_div, next_power_of_2, run_kernel
 from icl_eval.kernels.power.forward import forward_kernel
 from icl_eval.kernels.power.gates import CLOSED_LOG_GATE
 from icl_eval.kernels.power.layout import gate_gradient_kernel, running_gates_kernel, transpose_kernel
@@ -149,7 +148,7 @@ def transposed(x: Tensor, c: Call, dtype: torch.dtype) -> Tensor:
     B, _, H, D = x.shape
     out = c.empty(B * H, D, c.padded, dtype=dtype)
     run_kernel(
-        transpose_kernel, (triton.cdiv(c.padded, 64), B * H), x, out, *x.stride()[:3], H, c.T, c.padded, D=D, BLOCK=64
+        transpose_kernel, (ceil_div(c.padded, 64), B * H), x, out, *x.stride()[:3], H, c.T, c.padded, D=D, BLOCK=64
     )
     return out
 
@@ -241,7 +240,7 @@ def forward(
         own = {"DEGREE": c.degree, "PRECISION": c.precision}
         tensors = (q, k, v, qt)
     run_kernel(
-        kernel, (triton.cdiv(c.T, chosen.options["BM"]), c.B * c.H), *tensors, gates.high, gates.low, states,
+        kernel, (ceil_div(c.T, chosen.options["BM"]), c.B * c.H), *tensors, gates.high, gates.low, states,
         normalizers, y, y_low, row_sum, *_strides(q, k, v), c.H, *c.lengths, c.n_chunks, output_scale, **c.constants,
         HAS_INITIAL=has_initial, KEEP_LOW=y_low.numel() > 0, **own, **chosen.options,
     )  # fmt: skip
@@ -252,7 +251,7 @@ def output_gradient(
 ) -> None:
     """Writes the gradients of the un-normalised outputs and of the row sums."""
     run_kernel(
-        output_gradient_kernel, (triton.cdiv(c.padded, 64), c.B * c.H), dy, y, y_low, row_sum, do, dn, *dy.stride()[:3],
+        output_gradient_kernel, (ceil_div(c.padded, 64), c.B * c.H), dy, y, y_low, row_sum, do, dn, *dy.stride()[:3],
         c.H, c.T, c.padded, output_scale, V=c.V, NORMALIZED=c.normalized, HAS_LOW=y_low.numel() > 0, BLOCK=64,
     )  # fmt: skip
 
@@ -271,7 +270,7 @@ def query_gradient(
         own = {"DEGREE": c.degree, "PRECISION": c.precision}
         tensors = (q, k, v, qt)
     run_kernel(
-        kernel, (triton.cdiv(c.T, chosen.options["BM"]), c.B * c.H), *tensors, do, dn, gates.high, gates.low, states,
+        kernel, (ceil_div(c.T, chosen.options["BM"]), c.B * c.H), *tensors, do, dn, gates.high, gates.low, states,
         normalizers, dq, share, *_strides(q, k, v), c.H, *c.lengths, c.n_chunks, **c.constants, HAS_INITIAL=has_initial,
         **own, **chosen.options,
     )  # fmt: skip
@@ -284,7 +283,7 @@ def key_value_gradient(
     """Writes ``dk``, ``dv`` and the keys' share of the gates' gradient: of all queries, and of later chunks' alone."""
     chosen = settings("key_value_gradient", c.D, c.V, c.dtype, c.device)
     run_kernel(
-        key_value_gradient_kernel, (triton.cdiv(c.T, chosen.options["BK"]), c.B * c.Hk), q, k, v, kt, do, dn,
+        key_value_gradient_kernel, (ceil_div(c.T, chosen.options["BK"]), c.B * c.Hk), q, k, v, kt, do, dn,
         gates.high, gates.low, dstates, dnormalizers, dk, dv, share, later_share, *_strides(q, k, v), c.Hk, *c.lengths,
         c.n_chunks, DEGREE=c.degree, **c.constants, HAS_FINAL=has_final, PRECISION=c.precision, **chosen.options,
     )  # fmt: skip
@@ -310,7 +309,7 @@ def unit_stride(x: Tensor) -> Tensor:
 
 def _scan_block(size: int, c: Call) -> int:
     """Elements a program of a scan over chunks carries: fewer where that fills the GPU."""
-    return max(256, min(1024, triton.next_power_of_2(size * c.B * c.Hk // SCAN_PROGRAMS)))
+    return max(256, min(1024, next_power_of_2(size * c.B * c.Hk // SCAN_PROGRAMS)))
 
 
 def _strides(*tensors: Tensor) -> tuple[int, ...]:

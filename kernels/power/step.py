@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from icl_eval.kernels.power.compiled import RUN_TIME_SIZES, run_kernel
+from icl_eval.kernels.power.compiled import RUN_TIME_SIZES, ceil_div, next_power_of_2, run_kernel
 from icl_eval.kernels.power.embedding import expanded_dim, multi_indices
 from icl_eval.kernels.power.gates import CLOSED_LOG_GATE
 from icl_eval.kernels.power.operators import define_operator
@@ -150,9 +150,9 @@ def _step(
     index, weight = _index_tables(D, degree, q.device)
     features = len(weight)
     y, new_state, new_normalizer = _outputs(q, v, features, normalized)
-    programs = min(triton.cdiv(features, ROWS), triton.cdiv(PROGRAMS, B * Hk))
-    rows_per_program = triton.cdiv(triton.cdiv(features, programs), ROWS) * ROWS
-    programs = triton.cdiv(features, rows_per_program)
+    programs = min(ceil_div(features, ROWS), ceil_div(PROGRAMS, B * Hk))
+    rows_per_program = ceil_div(ceil_div(features, programs), ROWS) * ROWS
+    programs = ceil_div(features, rows_per_program)
     whole = programs == 1
     part = y if whole else torch.empty(programs, B * H, V, device=q.device)
     part_sum = y if whole else torch.empty(programs, B * H, device=q.device)
@@ -185,7 +185,7 @@ def _step(
         HAS_STATE=state is not None,
         WHOLE=whole,
         CLOSED=CLOSED_LOG_GATE,
-        BV=triton.next_power_of_2(V),
+        BV=next_power_of_2(V),
         ROWS=ROWS,
     )
     if not whole:
@@ -200,7 +200,7 @@ def _step(
             scale**degree,
             V=V,
             NORMALIZED=normalized,
-            BV=triton.next_power_of_2(V),
+            BV=next_power_of_2(V),
             num_warps=1,
         )
     return y, new_state, new_normalizer
