@@ -11,11 +11,12 @@ def experiment(scale: str = "smoke") -> Experiment:
     """Equal FLOPs, one long sequence an update at the reduced scale: more updates of fewer tokens.
 
     There softmax could pay for 470 updates at the full context, too few to learn anything in context. So all arms read
-    their first 32 M tokens in sequences of 2,048, which costs softmax a tenth of its budget and doubles its updates.
+    their first 16 M tokens in sequences of 2,048, which costs softmax a twentieth of its budget and adds half as many
+    updates; every branch begins after it.
     """
     size, context, tokens_per_step, flops, start = {
         "smoke": (TINY, 64, 128, 8e7, (16, 128)),
-        "h200": (MICRO, 65_536, 65_536, 3e16, (2048, 32_000_000)),
+        "h200": (MICRO, 65_536, 65_536, 3e16, (2048, 16_000_000)),
         "paper": (SMALL, 65_536, 32 * 65_536, 3e20, (None, 0)),
     }[check_scale(scale)]
     arm = partial(

@@ -43,6 +43,7 @@ from icl_eval.summary import summarise
 from icl_eval.tables import (
     matches,
     plan_table,
+    starts,
     state_table,
     states_needed,
     wsfr_table,
@@ -94,7 +95,7 @@ def show(preset: PresetArgument, scale: ScaleOption = None, text: TextOption = N
     console.print_json(data=experiment.to_dict())
     console.print(f"\n{experiment.question}\n", highlight=False)
     console.print(table)
-    for sentence in (*matches(experiment), *states_needed(experiment)):
+    for sentence in (*matches(experiment), *starts(experiment), *states_needed(experiment)):
         console.print(sentence, highlight=False)
     console.print(f"\nabout {total_minutes(experiment):,.1f} GPU minutes a seed ({ASSUMPTION})", highlight=False)
     return None

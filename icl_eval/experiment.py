@@ -13,7 +13,7 @@ from typing import Any, Literal
 from icl_eval.budget import BACKWARD_FACTOR, Budget, Schedule
 from icl_eval.config import Config
 from icl_eval.models import Match, ModelConfig
-from icl_eval.tasks import Task
+from icl_eval.tasks import LongCrawl64, Task, TextTask
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,11 +128,17 @@ class Arm(Config):
                 )
 
         start = self.training.start_context
-        if start is not None and (self.task.seq_len % start or self.budget.unit == "seconds"):
-            raise ValueError(
-                f"arm {self.name!r}: Training.start_context = {start}: must divide seq_len = {self.task.seq_len}, and "
-                "the budget be in FLOPs or tokens"
-            )
+        if start is None:
+            return
+        for problem, refused in {
+            f"it must divide seq_len = {self.task.seq_len}": self.task.seq_len % start != 0,
+            f"a cut takes from the task {self.task.name!r} what its answers lie in; it is for text": not isinstance(
+                self.task, TextTask | LongCrawl64
+            ),
+            "a budget in seconds, calibrated at one context, cannot be matched": self.budget.unit == "seconds",
+        }.items():
+            if refused:
+                raise ValueError(f"arm {self.name!r}: Training.start_context = {start}: {problem}")
 
     @property
     def tokens_per_step(self) -> int:

@@ -18,9 +18,10 @@ def minutes(arm: Arm, snapshots: int = 1) -> float:
     """Minutes of training of one seed, decay branches included; a budget in seconds is taken as it is."""
     if arm.budget.seconds is not None:
         return arm.budget.seconds / 60
-    steps = make_plan(arm, arm.schedule().steps, snapshots).steps_spent
-    start = arm.start_steps
-    return start * _step(arm, arm.training.start_context or 1) + (steps - start) * _step(arm, arm.task.seq_len)
+    legs = make_plan(arm, arm.schedule().steps, snapshots).legs
+    steps = sum(leg.stop - leg.start for leg in legs)
+    short = sum(min(leg.stop, arm.start_steps) - min(leg.start, arm.start_steps) for leg in legs)
+    return short * _step(arm, arm.training.start_context or 1) + (steps - short) * _step(arm, arm.task.seq_len)
 
 
 def _step(arm: Arm, context: int) -> float:

@@ -79,12 +79,12 @@ def make_plan(arm: Arm, steps: int, snapshots: int) -> Plan:
         raise ValueError(
             f"arm {arm.name!r}: branches = {training.branches} do not end at different steps when there are {steps}"
         )
-    if ends[0] <= arm.start_steps:
-        raise ValueError(
-            f"arm {arm.name!r}: the branch at {training.branches[0]:g} of the budget ends at step {ends[0]}, before "
-            f"sequences of full length have been seen (start_tokens = {training.start_tokens}: {arm.start_steps} steps)"
-        )
     forks = [end - math.ceil(training.decay_fraction * end) for end in ends]
+    if forks[0] < arm.start_steps:
+        raise ValueError(
+            f"arm {arm.name!r}: the branch at {training.branches[0]:g} of the budget begins at step {forks[0]}, before "
+            f"sequences of full length are seen (start_tokens = {training.start_tokens}: {arm.start_steps} steps)"
+        )
     paths: list[tuple[float | None, int, int]] = []
     for share, begin, fork, end in zip(training.branches, [0, *forks], forks, ends, strict=False):
         paths += [(None, begin, fork), (share, fork, end)]

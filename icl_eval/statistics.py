@@ -74,9 +74,9 @@ def curve(runs: Sequence[Positions], metric: Metric = "nll", snapshot: int = -1)
 def overall(runs: Sequence[Positions], metric: Metric = "nll", snapshot: int = -1) -> Estimate:
     """A metric over all scored tokens."""
     sums, counts = _by_document(runs, metric, snapshot)
-    return Estimate(
-        *(bound[0] for bound in _bootstrap(sums.sum(axis=2, keepdims=True), counts.sum(axis=1, keepdims=True)))
-    )
+    bounds = _bootstrap(sums.sum(axis=2, keepdims=True), counts.sum(axis=1, keepdims=True))
+    # Intervals are widened for few seeds and documents, past what a share can be.
+    return Estimate(*(bound[0].clip(0, 1) if metric == "accuracy" else bound[0] for bound in bounds))
 
 
 def best_context_loss(runs: Sequence[Positions], snapshot: int = -1, metric: Metric = "nll") -> BestContext:

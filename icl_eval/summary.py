@@ -24,13 +24,15 @@ def summarise(runs: Sequence[Run], out: Path, console: Console) -> None:
     )
     if trained:
         console.print(results_table(trained))
-        console.print(f"Losses per scored token, in {loss_units(trained)}; 95 % intervals by bootstrap {spread}.")
+        console.print(
+            f"Losses per scored token, in {loss_units(trained)}; 95 % intervals by bootstrap {spread}, widened for few."
+        )
         for sentence in (*waiting(trained), *in_context_learning(trained), *bits_per_byte(trained)):
             console.print(sentence, highlight=False)
     for table in measured_tables(measured):
         _print_whole(table, console)
     if measured:
-        console.print(f"{LEGEND} 95 % intervals by bootstrap {spread}.", highlight=False)
+        console.print(f"{LEGEND} 95 % intervals by bootstrap {spread}, widened for few.", highlight=False)
     console.print("\nfigures:")
     for file in plot_all(runs, out):
         console.print(f"  {file}", highlight=False)

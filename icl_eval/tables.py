@@ -59,6 +59,16 @@ def matches(experiment: Experiment) -> list[str]:
     return [f"{arm.name}: {match.sentence(arm.model)}" for arm in experiment.arms for match in arm.matches]
 
 
+def starts(experiment: Experiment) -> list[str]:
+    """A sentence for each arm that starts on short pieces: how many of its steps, and what of its budget they take."""
+    return [
+        f"{arm.name}: the first {arm.start_steps:,} steps read pieces of {arm.training.start_context:,} tokens, for "
+        f"{arm.flops_after(arm.start_steps) / arm.schedule().flops:.1%} of the FLOPs"
+        for arm in experiment.arms
+        if arm.training.start_context is not None
+    ]
+
+
 def states_needed(experiment: Experiment) -> list[str]:
     """A sentence for each task that says how many bits of state its optimum takes."""
     return [

@@ -53,7 +53,9 @@ def check(
 
 def check_mixer(config: MixerConfig) -> Iterator[Finding]:
     """All checks in turn, in float64 on random inputs."""
-    model = ModelConfig(vocab_size=32, num_layers=1, mixers=(config,)).build().double()
+    whole_config = ModelConfig(vocab_size=32, num_layers=1, mixers=(config,))
+    (config,) = whole_config.layers  # as it stands in a first layer
+    model = whole_config.build().double()
     mixer = model.layers[0].get_submodule("mixer")
     assert isinstance(mixer, SequenceMixer)
     generator = torch.Generator().manual_seed(0)

@@ -35,7 +35,8 @@ def triton_problem(q: Tensor, v: Tensor, degree: int) -> str | None:
     if not q.is_cuda:
         return f"the kernels need a CUDA GPU, got tensors on {q.device}"
     if torch.cuda.get_device_capability(q.device) < MIN_CAPABILITY:
-        return f"the kernels need compute capability 8.0, got {torch.cuda.get_device_capability(q.device)}"
+        least, there = (".".join(map(str, x)) for x in (MIN_CAPABILITY, torch.cuda.get_device_capability(q.device)))
+        return f"the kernels need compute capability {least}, got {there}"
     return None
 
 
@@ -71,6 +72,7 @@ def _checked(
     problem = _self_check_problem(*call)
     if problem and launch.takes_hopper(head_dim, value_dim, degree, dtype, device):
         launch.set_hopper_aside()
+        _checked.cache_clear()  # what was found for other calls was found of Hopper's kernels
         _warn(f"power_attention uses its portable Triton kernels, not those for Hopper, for {what}: {problem}")
         problem = _self_check_problem(*call)
     if problem:
@@ -85,7 +87,9 @@ def _warn(message: str) -> None:
 def _self_check_problem(device: torch.device, dtype: torch.dtype, *options: Any) -> str | None:
     try:
         error = self_check(device, dtype, *options)
-    except Exception as failure:  # a compiler or driver may fail in any way; another form still gives the right result
+    except torch.cuda.OutOfMemoryError:
+        raise  # says nothing of the kernels
+    except Exception as failure:  # a compiler may fail in any way; another form may still give the right result
         first_line = str(failure).strip().partition("\n")[0]
         return f"{type(failure).__name__}: {first_line}"
     return None if error <= TOLERANCE[dtype] else f"a self-check is off by {error:.1e}"

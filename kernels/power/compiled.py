@@ -31,7 +31,7 @@ def run_kernel(kernel: Any, grid: tuple[int, ...], *arguments: Tensor | float, *
         else float
         for x in arguments
     ]  # fmt: skip
-    key = (kernel.fn, *kinds, *constants.values())
+    key = (kernel.fn, *kinds, *constants.items())
     found = _compiled.get(key)
     if found is None:
         compiled = kernel[grid](*arguments, **constants)

@@ -82,7 +82,7 @@ def test_shares_of_a_budget_are_shares_of_what_it_counts(share: float) -> None:
 
 
 def test_a_run_records_what_it_spent_at_each_end(tmp_path: Path) -> None:
-    arm = short_start()
+    arm = short_start(start_tokens=2 * TEXT.tokens_per_step)
     experiment = replace(TINY, arms=(arm,), eval_sequences=8)
     (run,) = load_runs(run_experiment(experiment, tmp_path, device="cpu"))
     assert run.positions is not None
@@ -101,15 +101,19 @@ def test_a_run_records_what_it_spent_at_each_end(tmp_path: Path) -> None:
         (lambda: Training(start_context=8), "Training.start_tokens = 0: must be positive with a start_context"),
         (lambda: Training(start_tokens=8), "Training.start_tokens = 8: must be positive .* 0 without"),
         (lambda: Training(start_context=0), "Training.start_context = 0: must be None or at least 1"),
-        (lambda: short_start(start_context=7), "start_context = 7: must divide seq_len = 48"),
-        (lambda: replace(short_start(), budget=Budget(seconds=9.0)), "start_context = 12: must .* FLOPs or tokens"),
+        (lambda: short_start(start_context=7), "start_context = 7: it must divide seq_len = 48"),
+        (lambda: replace(short_start(), budget=Budget(seconds=9.0)), "start_context = 12: a budget in seconds"),
+        (
+            lambda: replace(TINY.arms[0], training=replace(TEXT.training, start_context=8, start_tokens=8)),
+            "start_context = 8: a cut takes from the task 'mqar' what its answers lie in",
+        ),
         (
             lambda: replace(short_start(), budget=Budget(tokens=100)).schedule(),
             "100 tokens is smaller than the start and one step",
         ),
         (
             lambda: make_plan(short_start(start_tokens=4 * TEXT.tokens_per_step), 12, 1),
-            "the branch at 0.25 of the budget ends at step .*, before sequences of full length have been seen",
+            "the branch at 0.25 of the budget begins at step .*, before sequences of full length are seen",
         ),
     ],
 )
