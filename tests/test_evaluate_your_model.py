@@ -4,22 +4,30 @@ import glob
 import re
 import runpy
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+import icl_eval.tasks
 from icl_eval import load_runs
 from icl_eval.cli import main
 
 GUIDE = (Path(__file__).parents[1] / "docs" / "evaluate_your_model.md").read_text()
 FILES = dict(re.findall(r"<!-- file: (\S+) -->\n```python\n(.*?)```", GUIDE, flags=re.DOTALL))
+LM_EVAL = re.findall(r"^    lm-eval (run .*)$", GUIDE, flags=re.MULTILINE)
 COMMANDS = re.findall(r"^    ((?:python|icl-eval) .*)$", GUIDE, flags=re.MULTILINE)
 CUTS = {"range(60)": "range(2)", "100_000": "10_000", '"num_examples": 40': '"num_examples": 4'}
 
 
 def cut(text: str) -> str:
     return re.sub("|".join(map(re.escape, CUTS)), lambda found: CUTS[found[0]], text)
+
+
+def _grouped(command: str) -> str:
+    """With the command in the command as one word."""
+    return command.replace("$(icl-eval path lm-eval-tasks)", "'$(icl-eval path lm-eval-tasks)'")
 
 
 def test_files_and_commands_run(
@@ -46,6 +54,11 @@ def test_files_and_commands_run(
         out = capsys.readouterr().out
         expected = {"measure": "useful context", "compare": "- llama", "lm-eval": "score/512/depth_"}
         assert expected.get(words[1], "") in out
+    (command,) = LM_EVAL
+    tasks = str(Path(icl_eval.tasks.__file__).parent / "lm_eval")
+    words = [word.replace("$(icl-eval path lm-eval-tasks)", tasks) for word in shlex.split(_grouped(command))]
+    result = subprocess.run([sys.executable, "-m", "lm_eval", *words], capture_output=True, text=True, timeout=200)
+    assert "score/128/depth_" in result.stdout, result.stderr[-2000:]
     measured = load_runs("measured")
     assert [run.name for run in measured] == ["gpt2", "llama", "softmax", "power"] * 2
     assert Path("measured/differences.png").exists()
