@@ -51,9 +51,10 @@ def find_subjects(
     found: list[Subject] = []
     for name in names:
         path = Path(name)
+        misspelt = "/" in name and path.parent.is_dir()  # a folder beside others, not an owner on the hub
         if path.is_dir() and (any(path.rglob("DONE")) or (path / "env.json").is_file()):
             found += [_trained(run, device, dtype) for run in load_runs(path)]
-        elif path.exists() or re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
+        elif path.exists() or (re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) and not misspelt):
             pretrained = Pretrained(name, trust_remote_code=trust_remote_code, offline=offline)
             found.append(_pretrained(pretrained, device, dtype))
         else:

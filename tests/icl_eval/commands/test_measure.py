@@ -18,6 +18,7 @@ from icl_eval.cli import main
 from icl_eval.commands.data import text_tasks
 from icl_eval.measure_text import measure_text
 from icl_eval.spans import choose_spans
+from icl_eval.subjects import find_subjects
 from icl_eval.summary import summarise
 from tests.icl_eval.tiny_models import save_gpt2, save_llama, save_tokenizer, tiny_runs, write_documents
 
@@ -263,3 +264,10 @@ def test_no_more_logits_exist_than_memory_allows(folder: Path, monkeypatch: pyte
     measure_text(model, pretrained.tokenizer, spans, name="llama")
     assert max(sizes) <= 330 * 16 * len(spans)
     assert len(sizes) >= 10
+
+
+def test_a_misspelt_folder_is_not_looked_for_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("runs/one").mkdir(parents=True)
+    with pytest.raises(ValueError, match="there is no folder 'runs/on', and no model of the hub can be called so"):
+        find_subjects(["runs/on"], torch.device("cpu"), torch.float32, trust_remote_code=False, offline=False)
