@@ -158,6 +158,14 @@ class GeneratedTask(Task):
         return GeneratedSource(self, seed)
 
 
+@dataclass(frozen=True, kw_only=True)
+class RecallTask(GeneratedTask):
+    """A generated task whose answers stand in the context: the ideal loss is 0 everywhere."""
+
+    def optimum(self, position: np.ndarray) -> np.ndarray:
+        return np.zeros(len(position))
+
+
 class GeneratedSource:
     """Sequences of a :class:`GeneratedTask` for one seed.
 

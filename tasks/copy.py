@@ -5,12 +5,12 @@ from typing import ClassVar
 
 import numpy as np
 
-from icl_eval.tasks.base import GeneratedTask
+from icl_eval.tasks.base import RecallTask
 from icl_eval.tasks.draws import log_uniform
 
 
 @dataclass(frozen=True, kw_only=True)
-class StringCopy(GeneratedTask):
+class StringCopy(RecallTask):
     """Copying (Jelassi et al., "Repeat after me", 2024), over many lengths at once.
 
     A string of L uniform symbols (numbered from 2), the separator 1, and the string again, all of which is to be
@@ -57,9 +57,6 @@ class StringCopy(GeneratedTask):
     @property
     def state_bits(self) -> float:
         return self.max_length * float(np.log2(self.vocab_size - 2))
-
-    def optimum(self, position: np.ndarray) -> np.ndarray:
-        return np.zeros(len(position))
 
     def chance(self) -> float:
         return float(np.log(self.vocab_size - 2))

@@ -5,12 +5,12 @@ from typing import ClassVar
 
 import numpy as np
 
-from icl_eval.tasks.base import GeneratedTask
+from icl_eval.tasks.base import RecallTask
 from icl_eval.tasks.draws import ascending, distinct
 
 
 @dataclass(frozen=True, kw_only=True)
-class Induction(GeneratedTask):
+class Induction(RecallTask):
     """Induction heads (Olsson et al., 2022; as a task, Fu et al., "H3", 2023), with several triggers of any length.
 
     A trigger is an n-gram of trigger tokens, which occur nowhere else; all n-grams of a sequence are distinct. It
@@ -59,9 +59,6 @@ class Induction(GeneratedTask):
     @property
     def state_bits(self) -> float:
         return self.num_triggers * float(np.log2(self.vocab_size / 2))
-
-    def optimum(self, position: np.ndarray) -> np.ndarray:
-        return np.zeros(len(position))
 
     def chance(self) -> float:
         return float(np.log(self.vocab_size / 2))

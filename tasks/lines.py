@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from icl_eval.tasks.base import GeneratedTask
+from icl_eval.tasks.base import RecallTask
 from icl_eval.tasks.draws import distinct
 from icl_eval.tasks.words import ADJECTIVES, AGENTS, OBJECTS, VERBS
 
@@ -47,7 +47,7 @@ class Vocabulary:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LineTask(GeneratedTask):
+class LineTask(RecallTask):
     """A task whose tokens are pieces of text, and which asks questions at the end of its sequences."""
 
     @property

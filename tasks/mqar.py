@@ -5,12 +5,12 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from icl_eval.tasks.base import GeneratedTask
+from icl_eval.tasks.base import RecallTask
 from icl_eval.tasks.draws import distinct, log_uniform
 
 
 @dataclass(frozen=True, kw_only=True)
-class MQAR(GeneratedTask):
+class MQAR(RecallTask):
     """Multi-query associative recall (Arora et al., "Zoology", 2023), where values may be rewritten.
 
     N pairs ``k1 v1 … kN vN`` of distinct keys and distinct values, then two-token slots; every key stands once more,
@@ -96,9 +96,6 @@ class MQAR(GeneratedTask):
     @property
     def state_bits(self) -> float:
         return self.num_pairs * float(np.log2(self.vocab_size / 2))
-
-    def optimum(self, position: np.ndarray) -> np.ndarray:
-        return np.zeros(len(position))
 
     def chance(self) -> float:
         return float(np.log(self.vocab_size / 2))

@@ -84,9 +84,6 @@ class Needle(LineTask):
     def state_bits(self) -> float:
         return self.num_needles * float(np.log2(9e6))
 
-    def optimum(self, position: np.ndarray) -> np.ndarray:
-        return np.zeros(len(position))
-
     def chance(self) -> float:
         return float(np.log(9e6)) / NUM_DIGITS
 

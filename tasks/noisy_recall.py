@@ -5,12 +5,12 @@ from typing import ClassVar
 
 import numpy as np
 
-from icl_eval.tasks.base import GeneratedTask
+from icl_eval.tasks.base import RecallTask
 from icl_eval.tasks.draws import occurrences
 
 
 @dataclass(frozen=True, kw_only=True)
-class NoisyRecall(GeneratedTask):
+class NoisyRecall(RecallTask):
     """In-context recall with noise (Poli et al., "MAD", 2024).
 
     Every sequence maps each key to a uniform value of its own. Pairs of a uniform key and its value follow one
@@ -58,9 +58,6 @@ class NoisyRecall(GeneratedTask):
     @property
     def state_bits(self) -> float:
         return self.num_keys * float(np.log2(self.num_values))
-
-    def optimum(self, position: np.ndarray) -> np.ndarray:
-        return np.zeros(len(position))
 
     def chance(self) -> float:
         return float(np.log(self.num_values))

@@ -78,9 +78,6 @@ class Phonebook(LineTask):
     def state_bits(self) -> float:
         return self.num_entries * float(np.log2(4e9))
 
-    def optimum(self, position: np.ndarray) -> np.ndarray:
-        return np.zeros(len(position))
-
     def chance(self) -> float:
         return float(np.log(4e9)) / NUM_DIGITS
 

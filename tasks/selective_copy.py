@@ -5,12 +5,12 @@ from typing import ClassVar
 
 import numpy as np
 
-from icl_eval.tasks.base import GeneratedTask
+from icl_eval.tasks.base import RecallTask
 from icl_eval.tasks.draws import ascending
 
 
 @dataclass(frozen=True, kw_only=True)
-class SelectiveCopy(GeneratedTask):
+class SelectiveCopy(RecallTask):
     """Selective copying (Gu and Dao, "Mamba", 2023; Poli et al., "MAD", 2024).
 
     N uniform symbols (numbered from 2) at random places among blanks 0, then the token 1, from which on the symbols
@@ -52,9 +52,6 @@ class SelectiveCopy(GeneratedTask):
     @property
     def state_bits(self) -> float:
         return self.num_symbols * float(np.log2(self.vocab_size - 2))
-
-    def optimum(self, position: np.ndarray) -> np.ndarray:
-        return np.zeros(len(position))
 
     def chance(self) -> float:
         return float(np.log(self.vocab_size - 2))

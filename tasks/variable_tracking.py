@@ -98,9 +98,6 @@ class VariableTracking(LineTask):
     def state_bits(self) -> float:
         return self.num_variables * float(np.log2(self.num_chains)) + self.num_chains * float(np.log2(len(VALUES)))
 
-    def optimum(self, position: np.ndarray) -> np.ndarray:
-        return np.zeros(len(position))
-
     def chance(self) -> float:
         return float(np.log(len(VALUES)))
 

@@ -81,7 +81,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         write_report([], None, tmp_path / "file")
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium to lay the page out with; the page itself is checked above")
 @pytest.mark.parametrize("width", [500, 1280])
 def test_a_browser_shows_it_without_scrolling_sideways(folder: Path, width: int, tmp_path: Path) -> None:
     probe = tmp_path / "probe.html"

@@ -57,7 +57,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 def test_the_interpreter_agrees_with_the_reference() -> None:
-    """Runs :func:`interpreted_suite` in a process of its own: Triton reads its interpreter switch once, at import."""
+    """Runs the tests named so in a process of their own: Triton reads its interpreter switch once, at import."""
     if INTERPRETED:
         pytest.skip("already interpreting")
     result = subprocess.run(
