@@ -62,6 +62,16 @@ def long_gain(evidence: Evidence, early: int) -> Gate:
     return Gate("long gain", passed, f"{name} gains {value:.3f} [{low:.3f}, {high:.3f}] past position {early:,}")
 
 
+def alone(evidence: Evidence) -> Gate:
+    """Whether seconds can be compared: every run had its device to itself, and all devices were of one kind."""
+    environments = {f"{arm.name}, seed {run.seed}": run.env for arm in evidence.arms for run in arm.runs}
+    shared = [name for name, env in environments.items() if env.get("runs_per_device") != 1]
+    devices = sorted({str(env.get("device")) for env in environments.values()})
+    if shared:
+        return Gate("alone", False, f"shared the device with other runs, or did not record it: {'; '.join(shared)}")
+    return Gate("alone", len(devices) == 1, f"one run at a time on {' and '.join(devices)}")
+
+
 def equal(what: str, values: dict[str, float], tolerance: float) -> Gate:
     """Whether something is equal in all arms, up to a relative tolerance."""
     spread = max(values.values()) / min(values.values()) - 1

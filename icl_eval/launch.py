@@ -2,14 +2,16 @@
 
 import itertools
 import json
+import math
 import os
 import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import torch
@@ -41,7 +43,7 @@ def run_in_processes(
     tuning: dict[str, Any] | None = None,
     on_end: Callable[[str, str | None], None] = lambda run, failure: None,
 ) -> tuple[Path, dict[str, str]]:
-    """Run every arm and seed in a process of its own, ``jobs`` at a time, taking turns on the visible GPUs.
+    """Run every arm and seed in a process of its own, ``jobs`` at a time, equally many on each of the visible GPUs.
 
     A run that fails does not stop the others.
 
@@ -59,17 +61,21 @@ def run_in_processes(
     """
     if jobs < 1:
         raise ValueError(f"jobs = {jobs}: must be at least 1")
+    gpus = _gpus(device)
+    runs_per_device = math.ceil(jobs / max(len(gpus), 1))
     timed = [arm.name for arm in experiment.arms if arm.budget.seconds is not None]
-    if timed and jobs > 1:
+    if timed and runs_per_device > 1:
         raise ValueError(
-            f"jobs = {jobs}: the budget of arm {timed[0]!r} is in seconds, which runs sharing a machine would falsify"
+            f"jobs = {jobs}: the budget of arm {timed[0]!r} is in seconds, which runs sharing a device would falsify"
         )
-    root, work = _unfinished(experiment, out, preset, device, tracker, tuning)
+    root, work = _unfinished(experiment, out, preset, device, tracker, tuning, runs_per_device)
     failures: dict[str, str] = {}
-    turns: Iterator[str | None] = itertools.cycle(_gpus(device) or [None])
+    places: SimpleQueue[str | None] = SimpleQueue()
+    for place in itertools.islice(itertools.cycle(gpus or [None]), jobs):
+        places.put(place)
     processes: set[subprocess.Popen] = set()
     with ThreadPoolExecutor(jobs) as pool:
-        running = {pool.submit(_run_in_process, job, jobs, next(turns), processes): job for job in work}
+        running = {pool.submit(_run_in_process, job, jobs, places, processes): job for job in work}
         try:
             for ended in as_completed(running):
                 _note(running[ended], ended.result(), failures, on_end)
@@ -110,9 +116,11 @@ def run_on_ray(
         raise ValueError("the Ray launcher needs Ray: pip install 'icl-eval[ray]'") from None
     if gpus_per_run <= 0:
         raise ValueError(f"gpus_per_run = {gpus_per_run}: must be positive")
-    root, work = _unfinished(experiment, out.resolve(), preset, device, tracker, tuning)
     ray.init(ignore_reinit_error=True, log_to_driver=False, configure_logging=False)
-    gpus = gpus_per_run if device != "cpu" and ray.cluster_resources().get("GPU", 0) else 0
+    cluster = ray.cluster_resources()
+    gpus = gpus_per_run if device != "cpu" and cluster.get("GPU", 0) else 0
+    sharing = math.ceil(1 / gpus) if gpus else int(cluster["CPU"])
+    root, work = _unfinished(experiment, out.resolve(), preset, device, tracker, tuning, sharing)
     task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=MAX_RETRIES, max_calls=1)(run_job)
     failures: dict[str, str] = {}
     running = {task.remote(job): job for job in work}
@@ -137,6 +145,7 @@ def run_job(job: Job) -> None:
         device=job["device"],
         tracker=job["tracker"],
         tuning=job["tuning"],
+        runs_per_device=job["runs_per_device"],
         only={(job["arm"], job["seed"])},
     )
 
@@ -148,6 +157,7 @@ def _unfinished(
     device: str,
     tracker: str | None,
     tuning: dict[str, Any] | None,
+    runs_per_device: int,
 ) -> tuple[Path, list[Job]]:
     """The experiment's folder, checked and begun, and the runs that are not done."""
     root = run_experiment(experiment, out, device=device, tracker=tracker, only=set())
@@ -158,6 +168,7 @@ def _unfinished(
         "device": device,
         "tracker": tracker,
         "tuning": tuning,
+        "runs_per_device": runs_per_device,
     }
     runs = [(arm.name, seed) for seed in experiment.seeds for arm in experiment.arms]
     return root, [
@@ -180,11 +191,17 @@ def _gpus(device: str) -> list[str]:
     return visible.split(",") if visible else [str(index) for index in range(torch.cuda.device_count())]
 
 
-def _run_in_process(job: Job, jobs: int, gpu: str | None, processes: set[subprocess.Popen]) -> str | None:
-    """Run a job to its end in a process, which is in ``processes`` meanwhile; returns why it failed, if it did."""
+def _run_in_process(
+    job: Job, jobs: int, places: SimpleQueue[str | None], processes: set[subprocess.Popen]
+) -> str | None:
+    """Run a job to its end in a process, which is in ``processes`` meanwhile; returns why it failed, if it did.
+
+    It takes the first of ``places``, the GPUs that are free, and gives it back.
+    """
     environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs)), **os.environ}
-    if gpu is not None:
-        environment["CUDA_VISIBLE_DEVICES"] = gpu
+    place = places.get()
+    if place is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = place
     command = [sys.executable, "-m", "icl_eval.launch"]
     with (
         tempfile.TemporaryFile() as errors,
@@ -198,6 +215,7 @@ def _run_in_process(job: Job, jobs: int, gpu: str | None, processes: set[subproc
         run.stdin.flush()
         status = run.wait()
         processes.remove(run)
+        places.put(place)
         errors.seek(0)
         lines = errors.read().decode(errors="replace").strip().splitlines()
     if status == 0:

@@ -35,6 +35,7 @@ def run_experiment(
     checkpoint_seconds: float = 30.0,
     only: Collection[tuple[str, int]] | None = None,
     tuning: Mapping[str, Any] | None = None,
+    runs_per_device: int = 1,
     on_start: Callable[[Arm, int, int], None] = lambda arm, seed, steps: None,
     on_progress: Callable[[int, float], None] = lambda step, loss: None,
     on_end: Callable[[Arm, int], None] = lambda arm, seed: None,
@@ -54,6 +55,8 @@ def run_experiment(
         checkpoint_seconds: time between checkpoints.
         only: arms' names and seeds to run, in place of all; what others run of the same experiment is left alone.
         tuning: by arms' names, how the learning rate was found; recorded in ``config.json``.
+        runs_per_device: how many runs share the GPU, or the machine where there is none, this one included; recorded in
+            ``env.json``, since times mean little where it is not 1. A resumed run keeps the largest.
         on_start: called with arm, seed and steps, all branches included, before each run that is not done.
         on_progress: called during each run with steps spent and mean loss.
         on_end: called after each run, and at once for those done before.
@@ -104,7 +107,8 @@ def run_experiment(
                     described = describe(arm, seed, schedule, plan, accelerator)
                     folder.begin(
                         described | {"tuning": (tuning or {}).get(arm.name)},
-                        environment(accelerator.device),
+                        environment(accelerator.device)
+                        | {"runs_per_device": max(runs_per_device, folder.recorded_sharing())},
                         source.manifest(),
                         source.vocabulary() if isinstance(source, TextSource) else None,
                     )

@@ -1,7 +1,7 @@
 """Run folders: what a run leaves on disk, written atomically and read back with suspicion.
 
 config.json     the arm and seed, resolved, and what else determined the numbers
-env.json        versions, hardware, commit
+env.json        versions, hardware, commit, and how many runs shared the device
 data.json       manifest of the data
 tokenizer.json  vocabulary, where tokens are text but not bytes
 metrics.jsonl   a line every few steps: branch (null on the trunk), step, tokens, flops, seconds, loss, learning rate,
@@ -106,6 +106,11 @@ class RunFolder:
         """``config.json`` as an earlier, interrupted call wrote it, or ``None``."""
         file = self.path / "config.json"
         return _read_json(file) if file.is_file() else None
+
+    def recorded_sharing(self) -> int:
+        """``runs_per_device`` of ``env.json`` as an earlier, interrupted call wrote it, or 0."""
+        file = self.path / "env.json"
+        return _read_json(file).get("runs_per_device", 0) if file.is_file() else 0
 
     def begin(
         self, config: dict[str, Any], env: dict[str, Any], manifest: dict[str, Any], vocabulary: str | None

@@ -51,12 +51,32 @@ def prepare(arm: Arm, seed: int, accelerator: Accelerator) -> tuple[nn.Module, A
     return accelerator.prepare(model, optimizer)
 
 
+def warm_up(model: nn.Module, batch: Batch, arm: Arm, accelerator: Accelerator) -> None:
+    """Read a global batch forward and backward and change nothing: what is compiled or checked at the first meeting of
+    a shape is so before time is taken.
+    """
+    _gradients(model, batch, arm, accelerator)
+    model.zero_grad(set_to_none=True)
+
+
 def train_step(
     model: nn.Module, optimizer: AcceleratedOptimizer, batch: Batch, arm: Arm, accelerator: Accelerator
 ) -> StepResult:
     """Train on a global batch, of which every process takes its rows: neither the number of processes nor that of
     micro-batches changes the data, or what the loss is divided by.
     """
+    loss = _gradients(model, batch, arm, accelerator)
+    norm = accelerator.clip_grad_norm_(model.parameters(), arm.training.clip_norm)
+    norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+    skipped = (~norm.isfinite()).to(torch.float32)
+    optimizer.optimizer.found_inf = skipped  # fused optimisers then leave parameters and moments alone
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return StepResult(accelerator.reduce(loss, reduction="sum"), norm.detach(), skipped)
+
+
+def _gradients(model: nn.Module, batch: Batch, arm: Arm, accelerator: Accelerator) -> Tensor:
+    """Gradients of the global batch's mean loss; returns this process' share of that loss (nats)."""
     training = arm.training
     mine = slice(accelerator.process_index, None, accelerator.num_processes)
     tensors = [batch.scored, batch.tokens, batch.targets, *([] if batch.inputs is None else [batch.inputs])]
@@ -72,10 +92,4 @@ def train_step(
             loss = (nll * scored).sum() / num_scored
             accelerator.backward(loss * accelerator.num_processes)
         total += loss.detach()
-    norm = accelerator.clip_grad_norm_(model.parameters(), training.clip_norm)
-    norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-    skipped = (~norm.isfinite()).to(torch.float32)
-    optimizer.optimizer.found_inf = skipped  # fused optimisers then leave parameters and moments alone
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return StepResult(accelerator.reduce(total, reduction="sum"), norm.detach(), skipped)
+    return total

@@ -22,7 +22,7 @@ from icl_eval.measure import measure
 from icl_eval.positions import append
 from icl_eval.run_folder import RunFolder, RunFolderError
 from icl_eval.schedule import Leg, learning_rate_at, make_plan
-from icl_eval.step import StepResult, prepare, train_step
+from icl_eval.step import StepResult, prepare, train_step, warm_up
 from icl_eval.tasks import Batch, Source
 
 MIN_DOCUMENTS = 4
@@ -94,6 +94,7 @@ class _Trainer:
         self.last_checkpoint = time.perf_counter()
 
     def train(self) -> None:
+        self._warm_up()
         try:
             for leg in self.plan.legs_after(self.progress.steps_spent):
                 self._train_leg(leg)
@@ -103,6 +104,14 @@ class _Trainer:
             how = {"status": "nan", "reason": f"{error} after step {self.progress.step}"}
         if self.accelerator.is_main_process:
             self.folder.finish(**how, **asdict(self.progress))
+
+    def _warm_up(self) -> None:
+        """Meet the shapes of the steps to come, before their time is taken."""
+        training = self.arm.training
+        batch = self.source.batch("train", 0, training.batch_size)
+        if self.progress.step < self.arm.start_steps and training.start_context is not None:
+            warm_up(self.model, batch.cut(training.start_context), self.arm, self.accelerator)
+        warm_up(self.model, batch, self.arm, self.accelerator)
 
     def _train_leg(self, leg: Leg) -> None:
         training, progress = self.arm.training, self.progress

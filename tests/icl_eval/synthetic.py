@@ -73,7 +73,8 @@ def write_study(
                 continue
             folder = RunFolder(root / arm.name / f"seed{seed}")
             ledger = {} if tuning is None else {"tuning": tuning}
-            folder.begin({**config, "seed": seed, **ledger}, {"commit": "0" * 12}, {"sha256": "ab" * 32}, None)
+            env = {"commit": "0" * 12, "device": "GPU", "runs_per_device": 1}
+            folder.begin({**config, "seed": seed, **ledger}, env, {"sha256": "ab" * 32}, None)
             folder.save_positions(_positions(arm, seed, loss, seconds_per_flop, noise))
             status = "nan" if (arm.name, seed) in diverged else "complete"
             folder.finish(status=status, step=arm.schedule().steps, seconds=1.0)

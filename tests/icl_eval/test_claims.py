@@ -1,5 +1,6 @@
 """Verdicts on run folders whose truth is known: claims that hold, that fail, and evidence that decides nothing."""
 
+import json
 import shutil
 from dataclasses import replace
 from math import inf
@@ -152,6 +153,23 @@ def test_nothing_run_is_not_run(tmp_path: Path) -> None:
     assert by_name["C4"].outcome == by_name["C5"].outcome == "holds"
     runs = load_runs(write_study(tmp_path, CENTRAL, LONG))
     assert {v.claim.name for v in verdicts(runs) if v.study} == {"C12", "C12s", "C13"}
+
+
+@pytest.mark.parametrize(
+    ("changed", "finding"),
+    [
+        ({"runs_per_device": 2}, "shared the device with other runs, or did not record it: linear, seed 1"),
+        ({"device": "another GPU"}, "one run at a time on GPU and another GPU"),
+    ],
+)
+def test_seconds_of_a_shared_device_decide_nothing(tmp_path: Path, changed: dict, finding: str) -> None:
+    root = write_study(tmp_path, CENTRAL, LONG)
+    assert verdict("C12s", root).outcome == "holds"
+    file = root / "linear" / "seed1" / "env.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changed))
+    found = verdict("C12s", root)
+    assert (found.outcome, found.reason) == ("inconclusive", f"alone: {finding}")
+    assert verdict("C12", root).outcome == "holds"
 
 
 def test_seconds_without_a_common_range_are_missing_evidence(tmp_path: Path) -> None:

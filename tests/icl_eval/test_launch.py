@@ -1,11 +1,13 @@
 """Several runs at once: processes on this machine, and tasks of a Ray cluster whose workers die."""
 
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +17,7 @@ import pytest
 from icl_eval import Budget
 from icl_eval.launch import _gpus, run_here, run_in_processes, run_on_ray
 from icl_eval.presets import load_preset
-from icl_eval.run_folder import RunFolder, RunFolderError
+from icl_eval.run_folder import RunFolder, RunFolderError, load_runs
 from tests.icl_eval.test_run import assert_identical
 
 TINY = str(Path(__file__).parent / "tiny.py")
@@ -85,6 +87,7 @@ def test_a_run_that_dies_is_reported_and_stops_no_other(preset: Path, undisturbe
     again, failures = run_in_processes(experiment, tmp_path / "runs", jobs=2, preset=str(preset), device="cpu")
     assert (again, failures) == (root, {})
     assert_identical(undisturbed, root)
+    assert {run.env["runs_per_device"] for run in load_runs(root)} == {2}
 
 
 def test_processes_end_with_their_parent(tmp_path: Path) -> None:
@@ -92,6 +95,7 @@ def test_processes_end_with_their_parent(tmp_path: Path) -> None:
     job = {
         "preset": TINY, "experiment": replace(load_preset(TINY), arms=(long,)).to_dict(), "arm": long.name, "seed": 0,
         "out": str(tmp_path), "device": "cpu", "tracker": None, "tuning": None,
+        "runs_per_device": 1,
     }  # fmt: skip
     child = subprocess.Popen([sys.executable, "-m", "icl_eval.launch"], stdin=subprocess.PIPE)
     assert child.stdin is not None
@@ -111,6 +115,39 @@ def test_processes_end_with_their_parent(tmp_path: Path) -> None:
     assert child.wait(timeout=60) == 1
     with RunFolder(config.parent).locked():
         pass
+
+
+def test_a_process_takes_the_gpu_that_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long the runs take: handed out in turns beforehand, the third of them would wait for a busy GPU."""
+    seconds, busy, together = {"0": 0.4, "1": 0.02}, Counter(), []
+
+    class Process:
+        def __init__(self, *args: object, env: dict[str, str], **options: object):
+            self.gpu, self.stdin = env["CUDA_VISIBLE_DEVICES"], io.BytesIO()
+
+        def __enter__(self) -> "Process":
+            busy[self.gpu] += 1
+            together.append((self.gpu, busy[self.gpu]))
+            return self
+
+        def __exit__(self, *error: object) -> None: ...
+
+        def wait(self) -> int:
+            time.sleep(seconds[self.gpu])
+            busy[self.gpu] -= 1
+            return 0
+
+    monkeypatch.setattr("icl_eval.launch._gpus", lambda device: ["0", "1"])
+    monkeypatch.setattr("subprocess.Popen", Process)
+    sweep = replace(load_preset(TINY), seeds=(0, 1, 2, 3, 4))
+    run_in_processes(sweep, tmp_path, jobs=2)
+    assert {count for _, count in together} == {1}
+    assert Counter(gpu for gpu, _ in together) == {"0": 1, "1": len(sweep.arms) * 5 - 1}
+    together.clear()
+    timed = replace(sweep, arms=tuple(replace(arm, budget=Budget(seconds=1.0)) for arm in sweep.arms))
+    assert run_in_processes(timed, tmp_path, jobs=2)[1] == {}
+    with pytest.raises(ValueError, match="jobs = 3: the budget of arm 'mqar-softmax' is in seconds"):
+        run_in_processes(timed, tmp_path, jobs=3)
 
 
 def test_gpus_are_taken_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
