@@ -21,7 +21,8 @@ MICRO, SMALL, MEDIUM, LARGE = (SIZES[name] for name in ("micro", "small", "mediu
 TRAINING = {
     "smoke": Training(learning_rate=1e-2, final_learning_rate=1e-3, warmup_tokens=256, schedule="branched"),
     "h200": Training(
-        learning_rate=2e-3, final_learning_rate=2e-5, warmup_tokens=8_000_000, betas=(0.9, 0.95), schedule="branched"
+        learning_rate=2e-3, final_learning_rate=2e-5, warmup_tokens=8_000_000, betas=(0.9, 0.95), schedule="branched",
+        compile=True,
     ),
     "paper": Training(schedule="branched"),
 }

@@ -15,6 +15,10 @@ from icl_eval.measure import ScoredLoss
 from icl_eval.tasks import Batch
 
 
+GRAPHS_PER_LAYER = 3
+"""Training on the first, shorter sequences, training on whole ones, and measuring."""
+
+
 class StepResult(NamedTuple):
     """Scalars on the device, not yet waited for.
 
@@ -33,10 +37,14 @@ def prepare(arm: Arm, seed: int, accelerator: Accelerator) -> tuple[nn.Module, A
     """The arm's model, initialised from the seed, and its optimiser, on the accelerator's device and processes.
 
     Layers are compiled one by one, for the shapes they meet: equal layers share a graph, and a measurement has its own.
+    Beyond its limit of graphs torch would go on without compiling, so what earlier arms left is forgotten.
     """
     training = arm.training
     model = ScoredLoss(arm.model.build(seed))
     layers = model.model.layers
+    if training.compile:
+        torch.compiler.reset()
+        torch._dynamo.config.recompile_limit = GRAPHS_PER_LAYER * len(layers)
     for index, layer in enumerate(layers):
         if training.activation_checkpointing:
             layers[index] = checkpoint_wrapper(layer)
