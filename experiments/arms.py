@@ -16,12 +16,19 @@ TINY = Size(width=16, num_layers=1, num_heads=2)
 """Of every smoke arm."""
 NARROW = Size(width=192, num_layers=6, num_heads=3)
 """Nano's width with heads of 64, where the ratio of the states is to be the paper's."""
+LEAN = Size(width=384, num_layers=4, num_heads=6)
+"""Micro with fewer layers: small enough to see tens of tokens a parameter at a long context, as the paper's models did
+hundreds."""
 MICRO, SMALL, MEDIUM, LARGE = (SIZES[name] for name in ("micro", "small", "medium", "large"))
 
 TRAINING = {
     "smoke": Training(learning_rate=1e-2, final_learning_rate=1e-3, warmup_tokens=256, schedule="branched"),
     "h200": Training(
-        learning_rate=2e-3, final_learning_rate=2e-5, warmup_tokens=8_000_000, betas=(0.9, 0.95), schedule="branched",
+        learning_rate=2e-3,
+        final_learning_rate=2e-5,
+        warmup_tokens=8_000_000,
+        betas=(0.9, 0.95),
+        schedule="branched",
         compile=True,
     ),
     "paper": Training(schedule="branched"),

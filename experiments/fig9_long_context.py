@@ -3,26 +3,26 @@
 from functools import partial
 
 from icl_eval import Budget, Experiment
-from icl_eval.experiments.arms import MICRO, SMALL, TINY, check_scale, text_arm
+from icl_eval.experiments.arms import LEAN, SMALL, TINY, check_scale, text_arm
 from icl_eval.models import Linear, Power, Softmax
 
 
 def experiment(scale: str = "smoke") -> Experiment:
     """Equal FLOPs, one long sequence an update at the reduced scale: more updates of fewer tokens.
 
-    There softmax could pay for 470 updates at the full context, too few to learn anything in context. So all arms read
-    their first 16 M tokens in sequences of 2,048, which costs softmax a twentieth of its budget and adds half as many
-    updates; every branch begins after it.
+    There softmax could pay for 590 updates at the full context, too few to learn much in context. So all arms read
+    their first 16 M tokens in sequences of 2,048, which costs softmax a twentieth of its budget and adds a third to its
+    updates; every branch begins after it. Power has twice as many heads, half as wide: at this width its state would
+    otherwise cost as much as all weights, where in the paper's models it costs half as much.
     """
-    size, context, tokens_per_step, flops, start = {
-        "smoke": (TINY, 64, 128, 8e7, (16, 128)),
-        "h200": (MICRO, 65_536, 65_536, 3e16, (2048, 16_000_000)),
-        "paper": (SMALL, 65_536, 32 * 65_536, 3e20, (None, 0)),
+    size, power_heads, context, tokens_per_step, flops, start = {
+        "smoke": (TINY, TINY.num_heads, 64, 128, 8e7, (16, 128)),
+        "h200": (LEAN, 2 * LEAN.num_heads, 65_536, 65_536, 2.5e16, (2048, 16_000_000)),
+        "paper": (SMALL, SMALL.num_heads, 65_536, 32 * 65_536, 3e20, (None, 0)),
     }[check_scale(scale)]
     arm = partial(
         text_arm,
         scale=scale,
-        size=size,
         context=context,
         tokens_per_step=tokens_per_step,
         budget=Budget(flops=flops),
@@ -32,7 +32,11 @@ def experiment(scale: str = "smoke") -> Experiment:
     return Experiment(
         name=f"fig9_long_context-{scale}",
         question="At a long context, does power attention dominate per FLOP, and per second?",
-        arms=tuple(arm(mixer.name, mixer) for mixer in (Linear(), Softmax(), Power())),
+        arms=(
+            arm("linear", Linear(), size=size),
+            arm("softmax", Softmax(), size=size),
+            arm("power", Power(), size=size._replace(num_heads=power_heads)),
+        ),
         eval_sequences=64 if scale == "smoke" else 96,
         eval_batch_size=16 if scale == "smoke" else 1,
     )

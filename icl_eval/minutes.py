@@ -4,14 +4,15 @@ from icl_eval.budget import BACKWARD_FACTOR
 from icl_eval.experiment import Arm, Experiment
 from icl_eval.schedule import make_plan
 
-WEIGHT_RATE, FULL_WIDTH = 1.7e14, 768
-STATE_RATES = {"softmax": 4.3e14, "power": 1.9e14, "linear": 1.5e14, "window": 2.0e14}
+WEIGHT_RATE, FULL_WIDTH = 2.1e14, 768
+STATE_RATES, FULL_HEAD = {"softmax": 4.4e14, "power": 2.2e14, "linear": 1.2e13, "window": 2.0e14}, 64
 ASSUMPTION = (
-    f"one H200 to itself; {WEIGHT_RATE / 1e12:.0f} TFLOP/s on weights at width {FULL_WIDTH}, in proportion less below; "
-    "on states " + ", ".join(f"{name} {rate / 1e12:.0f}" for name, rate in STATE_RATES.items()) + " (results/training, "
-    "results/kernels); measuring not counted"
+    f"one H200 to itself, layers compiled; {WEIGHT_RATE / 1e12:.0f} TFLOP/s on weights at width {FULL_WIDTH}; on "
+    "states "
+    + ", ".join(f"{name} {rate / 1e12:.0f}" for name, rate in STATE_RATES.items())
+    + f" at heads of {FULL_HEAD}; in proportion less below (results/training, results/kernels); measuring not counted"
 )
-"""Rates are those of the 124 M model in training; narrow models are bound by memory, so theirs falls with the width."""
+"""Rates are those of the 124 M model in training; narrow models and heads are bound by memory, so theirs are lower."""
 
 
 def minutes(arm: Arm, snapshots: int = 1) -> float:
@@ -29,7 +30,7 @@ def _step(arm: Arm, context: int) -> float:
     flops = arm.model.flops_per_token(context)
     by_layer = [arm.model.backbone.flops_per_token(mixer, context) for mixer in arm.model.layers]
     state = sum(
-        layer.state / STATE_RATES.get(mixer.name, STATE_RATES["linear"])
+        layer.state / (STATE_RATES.get(mixer.name, STATE_RATES["linear"]) * min(1.0, mixer.head_dim / FULL_HEAD))
         for mixer, layer in zip(arm.model.layers, by_layer, strict=True)
     )
     weight = flops.weight / (WEIGHT_RATE * min(1.0, arm.model.width / FULL_WIDTH))

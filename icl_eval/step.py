@@ -14,7 +14,6 @@ from icl_eval.experiment import Arm
 from icl_eval.measure import ScoredLoss
 from icl_eval.tasks import Batch
 
-
 GRAPHS_PER_LAYER = 3
 """Training on the first, shorter sequences, training on whole ones, and measuring."""
 

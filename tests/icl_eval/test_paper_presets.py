@@ -58,13 +58,15 @@ def test_budgets_match_at_scale(name: str, scale: str) -> None:
 
 
 def test_the_central_preset_mirrors_the_papers_weight_state_ratios() -> None:
-    ratios = {
-        arm.name: arm.model.flops_per_token(arm.task.seq_len).weight_state_ratio
-        for arm in load_preset("fig9_long_context", "h200").arms
-    }
-    assert ratios["softmax"] < 1 / 8
-    assert 0.5 < ratios["power"] < 2
-    assert ratios["linear"] > 16
+    reduced, paper = (
+        {
+            arm.name: arm.model.flops_per_token(arm.task.seq_len).weight_state_ratio
+            for arm in load_preset("fig9_long_context", scale).arms
+        }
+        for scale in ("h200", "paper")
+    )
+    for name, ratio in reduced.items():
+        assert 0.4 < ratio / paper[name] < 2.5, name
 
 
 @pytest.mark.parametrize("name", UNTRAINED)

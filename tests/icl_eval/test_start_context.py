@@ -3,6 +3,7 @@
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from icl_eval.models import Softmax
 from icl_eval.presets import load_preset
 from icl_eval.run import make_accelerator, run_experiment
 from icl_eval.schedule import make_plan
-from icl_eval.step import prepare, train_step
+from icl_eval.step import StepResult, prepare, train_step
 from icl_eval.tasks import Regression
 
 TINY = load_preset(str(Path(__file__).parent / "tiny.py"))
@@ -120,3 +121,18 @@ def test_a_run_records_what_it_spent_at_each_end(tmp_path: Path) -> None:
 def test_a_start_that_cannot_be_is_refused(make, message: str) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(ValueError, match=re.compile(message)):
         make()
+
+
+def test_every_length_is_met_before_time_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever compiles or checks itself at its first meeting with a shape does so before the first step."""
+    met: list[int | str] = []
+    monkeypatch.setattr("icl_eval.train.warm_up", lambda model, batch, *rest: met.append(batch.tokens.shape[1]))
+
+    def step(*arguments: Any) -> StepResult:
+        met.append("step")
+        return train_step(*arguments)
+
+    monkeypatch.setattr("icl_eval.train.train_step", step)
+    run_experiment(replace(TINY, arms=(short_start(start_tokens=1),)), tmp_path, device="cpu")
+    assert met[:3] == [START["start_context"], TEXT.task.seq_len, "step"]
+    assert set(met[3:]) == {"step"}

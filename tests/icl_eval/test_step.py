@@ -11,7 +11,7 @@ import torch
 from icl_eval import Arm
 from icl_eval.presets import load_preset
 from icl_eval.run import make_accelerator
-from icl_eval.step import prepare, train_step
+from icl_eval.step import prepare, train_step, warm_up
 
 TINY = load_preset(str(Path(__file__).parent / "tiny.py"))
 
@@ -67,6 +67,29 @@ def test_equal_layers_share_one_graph(activation_checkpointing: bool, eager_comp
     losses_compiled, _ = trained(replace(arm, training=training))
     assert losses_compiled == pytest.approx(losses, rel=1e-5)
     assert eager_compiler.graphs == 1
+
+
+def test_every_arm_of_a_process_is_compiled_whole(eager_compiler: SimpleNamespace) -> None:
+    """torch gives up on a function after eight graphs; four arms here make twelve of one."""
+    accelerator = make_accelerator("cpu")
+    for number in range(1, 5):
+        arm = replace(TINY.arms[0], training=replace(TINY.arms[0].training, compile=True))
+        model, _ = prepare(arm, 0, accelerator)
+        for length in (8, 16, 24):
+            batch = arm.task.build(0).batch("train", 0, 2)
+            model(batch.tokens[:, :length], batch.targets[:, :length])
+        assert eager_compiler.graphs == 3 * number
+
+
+def test_warming_up_changes_nothing() -> None:
+    arm, accelerator = TINY.arms[-1], make_accelerator("cpu")
+    model, optimizer = prepare(arm, 0, accelerator)
+    before, random = {name: value.clone() for name, value in model.state_dict().items()}, torch.get_rng_state()
+    warm_up(model, arm.task.build(0).batch("train", 0, 4), arm, accelerator)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert optimizer.state_dict()["state"] == {}
+    assert torch.equal(torch.get_rng_state(), random)
 
 
 def test_a_gradient_that_is_not_finite_changes_nothing_but_the_count() -> None:
