@@ -47,8 +47,7 @@ def measure(
     for first in range(0, len(batches), accelerator.num_processes):
         mine = first + accelerator.process_index
         batch = batches[min(mine, len(batches) - 1)]
-        read = (batch.tokens, batch.targets) if batch.inputs is None else (batch.tokens, batch.targets, batch.inputs)
-        nll, correct = model(*(x.to(accelerator.device) for x in read))
+        nll, correct = model(*(x.to(accelerator.device) for x in batch.read))
         if mine >= len(batches):
             continue  # a sharded model needs every process whenever one calls it
         scored = batch.scored.numpy()

@@ -16,6 +16,7 @@ from icl_eval.tasks import Batch
 
 GRAPHS_PER_LAYER = 3
 """Training on the first, shorter sequences, training on whole ones, and measuring."""
+CHECKED_TOKENS = 64
 
 
 class StepResult(NamedTuple):
@@ -60,8 +61,13 @@ def prepare(arm: Arm, seed: int, accelerator: Accelerator) -> tuple[nn.Module, A
 
 def warm_up(model: nn.Module, batch: Batch, arm: Arm, accelerator: Accelerator) -> None:
     """Read a global batch forward and backward and change nothing: what is compiled or checked at the first meeting of
-    a shape is so before time is taken.
+    a shape is so before time is taken. Kernels cannot check themselves while they are compiled into a graph, so a
+    compiled model reads a few tokens eagerly before.
     """
+    if arm.training.compile:
+        few = [x[:1, :CHECKED_TOKENS].to(accelerator.device) for x in batch.read]
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+            model(*few)
     _gradients(model, batch, arm, accelerator)
     model.zero_grad(set_to_none=True)
 
@@ -86,8 +92,7 @@ def _gradients(model: nn.Module, batch: Batch, arm: Arm, accelerator: Accelerato
     """Gradients of the global batch's mean loss; returns this process' share of that loss (nats)."""
     training = arm.training
     mine = slice(accelerator.process_index, None, accelerator.num_processes)
-    tensors = [batch.scored, batch.tokens, batch.targets, *([] if batch.inputs is None else [batch.inputs])]
-    tensors = [x[mine].to(accelerator.device, non_blocking=True) for x in tensors]
+    tensors = [x[mine].to(accelerator.device, non_blocking=True) for x in (batch.scored, *batch.read)]
     pieces = len(batch.tokens) // training.batch_size
     rows = len(tensors[0]) if training.micro_batch_size is None else training.micro_batch_size * pieces
     parts = list(zip(*(x.split(rows) for x in tensors), strict=True))

@@ -38,6 +38,11 @@ class Batch(NamedTuple):
     document: Tensor
     inputs: Tensor | None = None
 
+    @property
+    def read(self) -> tuple[Tensor, ...]:
+        """What a model's loss is a function of: tokens, targets, and inputs if there are any."""
+        return (self.tokens, self.targets) if self.inputs is None else (self.tokens, self.targets, self.inputs)
+
     def cut(self, length: int) -> "Batch":
         """The same tokens as sequences of ``length``, which must divide T; row b's pieces lie in order."""
         pieces = self.tokens.shape[1] // length

@@ -44,14 +44,18 @@ def works(q: Tensor, v: Tensor, degree: int, normalization: str, gated: bool) ->
     """Whether the kernels pass a small self-check on this GPU at these sizes; warns once where they do not.
 
     The check runs once a process for each setting, on 256 tokens, forward and backward. What it compiles, a training
-    call needs too. While torch.compile is tracing nothing can be run, and the kernels are trusted.
+    call needs too. While torch.compile is tracing, or a CUDA graph is recorded, nothing can be run: the kernels are
+    trusted there unless a check has failed before.
     """
-    if torch.compiler.is_compiling() or os.environ.get("TRITON_INTERPRET") == "1":
+    if os.environ.get("TRITON_INTERPRET") == "1":
         return True
-    if torch.cuda.is_current_stream_capturing():
-        return True
+    if torch.compiler.is_compiling() or torch.cuda.is_current_stream_capturing():
+        return not _a_check_failed
     groups = q.shape[-2] // v.shape[-2]
     return _checked(q.device, q.dtype, q.shape[-1], v.shape[-1], groups, degree, normalization, gated)
+
+
+_a_check_failed = False
 
 
 @functools.cache
@@ -76,6 +80,8 @@ def _checked(
         _warn(f"power_attention uses its portable Triton kernels, not those for Hopper, for {what}: {problem}")
         problem = _self_check_problem(*call)
     if problem:
+        global _a_check_failed
+        _a_check_failed = True
         _warn(f"power_attention falls back to backend='chunked' for {what}: {problem}")
     return problem is None
 

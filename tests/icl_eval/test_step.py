@@ -81,11 +81,18 @@ def test_every_arm_of_a_process_is_compiled_whole(eager_compiler: SimpleNamespac
         assert eager_compiler.graphs == 3 * number
 
 
-def test_warming_up_changes_nothing() -> None:
+@pytest.mark.parametrize("compiled", [False, True])
+def test_warming_up_changes_nothing(compiled: bool, eager_compiler: SimpleNamespace) -> None:
+    """A compiled model first reads a few tokens as it stands, for its kernels to check themselves."""
     arm, accelerator = TINY.arms[-1], make_accelerator("cpu")
+    arm = replace(arm, training=replace(arm.training, compile=compiled))
     model, optimizer = prepare(arm, 0, accelerator)
     before, random = {name: value.clone() for name, value in model.state_dict().items()}, torch.get_rng_state()
+    graphs_before: list[int] = []
+    model.register_forward_pre_hook(lambda *_: graphs_before.append(eager_compiler.graphs))
     warm_up(model, arm.task.build(0).batch("train", 0, 4), arm, accelerator)
+    assert graphs_before == ([0, 0] if compiled else [0])
+    assert eager_compiler.graphs == compiled
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
     assert optimizer.state_dict()["state"] == {}

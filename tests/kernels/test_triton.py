@@ -267,6 +267,7 @@ def test_gpu_falls_back_with_one_warning(monkeypatch: pytest.MonkeyPatch) -> Non
         raise RuntimeError("no such instruction")
 
     monkeypatch.setattr(backends, "self_check", broken)
+    monkeypatch.setattr(backends, "_a_check_failed", False)
     backends._checked.cache_clear()
     inputs = {key: x.cuda() for key, x in BASE.with_(stateful=False).inputs(dtype=torch.float32).items()}
     with pytest.warns(RuntimeWarning, match=r"falls back to backend='chunked'.*no such instruction"):
@@ -301,6 +302,7 @@ def test_what_fails_is_set_aside_for_the_next_best(
     monkeypatch.setattr(launch, "architecture", lambda device: "sm90")
     monkeypatch.setattr(launch, "hopper_kernels", lambda: object())
     monkeypatch.setattr(launch, "_hopper_trusted", True)
+    monkeypatch.setattr(backends, "_a_check_failed", False)
     backends._checked.cache_clear()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -310,6 +312,10 @@ def test_what_fails_is_set_aside_for_the_next_best(
     assert not errors
     assert all(re.search(pattern, str(w.message)) for pattern, w in zip(warned, caught, strict=True))
     assert launch.takes_hopper(64, 64, 2, torch.bfloat16, torch.device("cpu")) is (len(warned) == 0)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    q = torch.empty(1, 8, 1, 64, dtype=torch.bfloat16)
+    assert backends.works(q, q, 2, "row_sum", True) is works
 
 
 @pytest.mark.skipif(INTERPRETED, reason="in the interpreter the kernels take CPU tensors")
