@@ -84,17 +84,22 @@ def list_names() -> None:
 
 
 @app.command()
-def show(preset: PresetArgument, scale: ScaleOption = None, text: TextOption = None) -> None:
-    """Print a preset's resolved configuration and matched budget, without training."""
+def show(
+    preset: PresetArgument,
+    scale: ScaleOption = None,
+    text: TextOption = None,
+    config: Annotated[bool, typer.Option("--config", help="The resolved configuration instead, as JSON.")] = False,
+) -> None:
+    """Print a preset's arms, matched budgets and GPU minutes, or its resolved configuration, without training."""
     experiment = define_preset(preset, scale)
     if isinstance(experiment, Untrained):
         return _nothing_to_train(experiment)
     if text is not None:
         experiment = on_text(experiment, text)
-    table = plan_table(experiment)
-    console.print_json(data=experiment.to_dict())
-    console.print(f"\n{experiment.question}\n", highlight=False)
-    console.print(table)
+    if config:
+        return console.print_json(data=experiment.to_dict())
+    console.print(f"{experiment.question}\n", highlight=False)
+    console.print(plan_table(experiment))
     for sentence in (*matches(experiment), *starts(experiment), *states_needed(experiment)):
         console.print(sentence, highlight=False)
     console.print(f"\nabout {total_minutes(experiment):,.1f} GPU minutes a seed ({ASSUMPTION})", highlight=False)

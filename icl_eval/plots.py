@@ -240,8 +240,8 @@ def plot_training(runs: Sequence[Run]) -> Figure:
 def _panels(runs: Sequence[Run], draw: Callable[[Axes, Task, list[Group]], None]) -> Figure:
     tasks = group_runs(runs)
     titles = panel_titles(tasks)
-    figure, axes = new_figure(rows=1, columns=len(tasks))
-    for ax, (task, groups) in zip(axes[0], tasks.items(), strict=True):
+    figure, axes = new_panels(len(tasks))
+    for ax, (task, groups) in zip(axes, tasks.items(), strict=True):
         draw(ax, task, groups)
         ax.set_title(titles[task])
         legend(ax)
@@ -278,6 +278,15 @@ def new_figure(rows: int, columns: int) -> tuple[Figure, np.ndarray]:
     mpl.use("Agg")
     sns.set_theme(style="ticks", context="notebook", rc={"axes.grid": True, "grid.alpha": 0.35, "axes.titlesize": 12})
     return plt.subplots(rows, columns, figsize=(6.4 * columns, 4.6 * rows), squeeze=False, layout="constrained")
+
+
+def new_panels(count: int) -> tuple[Figure, list[Axes]]:
+    """A figure of ``count`` panels: in one row up to three, in two rows beyond."""
+    columns = count if count <= 3 else -(-count // 2)
+    figure, axes = new_figure(rows=-(-count // columns), columns=columns)
+    for unused in axes.flat[count:]:
+        unused.remove()
+    return figure, list(axes.flat[:count])
 
 
 def panel_titles(tasks: Iterable[Task]) -> dict[Task, str]:

@@ -73,7 +73,7 @@ def make_plan(arm: Arm, steps: int, snapshots: int) -> Plan:
     training = arm.training
     warmup = min(math.ceil(training.warmup_tokens / arm.tokens_per_step), steps // 10)
     if training.schedule == "cosine":
-        return Plan((Leg(None, 0, steps, tuple(snapshot_steps(steps, snapshots)), 0, False),), warmup)
+        return Plan((Leg(None, 0, steps, tuple(snapshot_steps(arm, steps, snapshots)), 0, False),), warmup)
     ends = [arm.steps_at(share, steps) for share in training.branches]
     if ends[0] < 1 or len(set(ends)) < len(ends):
         raise ValueError(
@@ -113,7 +113,7 @@ def learning_rate_at(training: Training, plan: Plan, leg: Leg, step: int) -> flo
     return height * training.learning_rate + (1 - height) * training.final_learning_rate
 
 
-def snapshot_steps(steps: int, snapshots: int) -> list[int]:
-    """Log-spaced steps to measure after, ``steps`` included, over the last seven octaves of the budget."""
-    spaced = np.geomspace(max(1.0, steps / 128), steps, snapshots) if snapshots > 1 else [steps]
-    return sorted({round(step) for step in spaced})
+def snapshot_steps(arm: Arm, steps: int, snapshots: int) -> list[int]:
+    """Steps to measure after, ``steps`` included, at log-spaced shares of the last seven octaves of the budget."""
+    shares = np.geomspace(1 / 128, 1, snapshots) if snapshots > 1 else [1.0]
+    return sorted({max(1, arm.steps_at(share, steps)) for share in shares})

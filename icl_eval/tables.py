@@ -129,7 +129,7 @@ def in_context_learning(runs: Sequence[Run]) -> list[str]:
         for label, gain in sorted(gains, key=lambda item: -item[1].value)[:1]:
             valid = gain.value >= VALID_GAIN and gain.low > 0
             verdict = (
-                "the arms can be compared on it" if valid else "at this budget it decides nothing about long memory"
+                "context is worth something here" if valid else "at this budget it decides nothing about long memory"
             )
             sentences.append(
                 f"{task.name}: from position {early:,} to the end of the context the loss falls by {gain.value:.3f} "

@@ -1,6 +1,7 @@
 """Matching models by state, parameters or FLOPs: what is asked, what solves it, and by how much it misses."""
 
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, cast
@@ -12,6 +13,8 @@ Quantity = Literal["state", "parameters", "flops"]
 Knob = Literal["window", "degree", "head_dim", "width"]
 QUANTITIES = {"state": "elements of state", "parameters": "parameters", "flops": "FLOPs per token"}
 KNOBS = ("window", "degree", "head_dim", "width")
+FAR = 0.1
+"""Relative mismatch of the nearest variant that is worth a warning."""
 MAX_DEGREE = 8
 MAX_WIDENING = 8
 
@@ -59,7 +62,7 @@ class Match(Config):
         return f"{self.measure(model):,.0f} {QUANTITIES[self.quantity]} at context {self.context:,}, {how}"
 
     def solve(self, model: ModelConfig, knob: Knob) -> ModelConfig:
-        """The variant of ``model`` that comes nearest, by ratio.
+        """The variant of ``model`` that comes nearest, by ratio; warns where that misses by more than :data:`FAR`.
 
         Args:
             model: everything but the knob stays as it is here.
@@ -75,6 +78,8 @@ class Match(Config):
         nearest = min(self._around_target(variants), key=lambda found: abs(math.log(self.measure(found) / self.target)))
         if len(variants) > 1 and self.measure(variants[0]) == self.measure(variants[-1]):
             raise ValueError(f"{knob} does not change the {self.quantity} of {model.label}: solve for another knob")
+        if abs(self.mismatch(nearest)) > FAR:
+            warnings.warn(f"no {knob} of {model.label} comes close: {self.sentence(nearest)}", stacklevel=2)
         return nearest
 
     def _around_target(self, variants: Sequence[ModelConfig]) -> Iterator[ModelConfig]:

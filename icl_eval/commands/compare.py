@@ -10,7 +10,17 @@ from rich.table import Table
 from icl_eval.comparison import Difference
 from icl_eval.comparison import compare as compare_arms
 from icl_eval.config import lookup
-from icl_eval.plots import group_runs, legend, log_axis, loss_label, metric_of, new_figure, panel_titles, save_figure
+from icl_eval.plots import (
+    fit_to_lines,
+    group_runs,
+    legend,
+    log_axis,
+    loss_label,
+    metric_of,
+    new_panels,
+    panel_titles,
+    save_figure,
+)
 from icl_eval.presets import load_preset
 from icl_eval.run_folder import RunFolderError, load_runs
 from icl_eval.tables import new_table
@@ -22,7 +32,9 @@ def compare(
     baseline: Annotated[
         str | None, typer.Option(help="Arm that all others are compared with; every pair if not given.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for the figure; that of the first RUN if not given.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the figure; RUN if it is one, comparison/ if there are several.")
+    ] = None,
     preset: Annotated[str | None, typer.Option(help="Your file, where the runs use tasks or mixers of yours.")] = None,
 ) -> None:
     """Paired differences of loss by position, between arms measured on the same documents: a table and a figure.
@@ -55,7 +67,7 @@ def compare(
         "documents, seeds nested).",
         highlight=False,
     )
-    folder = out or runs[0]
+    folder = out or (runs[0] if len(runs) == 1 else Path("comparison"))
     folder.mkdir(parents=True, exist_ok=True)
     console.print(f"figure: {_draw(compared, folder / 'differences.png')}", highlight=False)
 
@@ -75,8 +87,8 @@ def _rows(task: Task, differences: list[Difference]) -> Table:
 
 def _draw(compared: dict[Task, list[Difference]], file: Path) -> Path:
     titles = panel_titles(compared)
-    figure, axes = new_figure(rows=1, columns=len(compared))
-    for ax, (task, differences) in zip(axes[0], compared.items(), strict=True):
+    figure, axes = new_panels(len(compared))
+    for ax, (task, differences) in zip(axes, compared.items(), strict=True):
         for number, difference in enumerate(differences):
             curve, color = difference.curve, f"C{number}"
             ax.plot(curve.center, curve.estimate.value, color=color, label=f"{difference.first} - {difference.second}")
@@ -84,6 +96,7 @@ def _draw(compared: dict[Task, list[Difference]], file: Path) -> Path:
         ax.axhline(0, color="0.3", lw=1)
         ax.set(title=titles[task], xlabel=task.position_label, ylabel=f"difference of loss ({loss_label(task)})")
         log_axis(ax)
+        fit_to_lines(ax)
         legend(ax)
     save_figure(figure, file)
     return file

@@ -133,7 +133,7 @@ def _summary(corpus: Corpus) -> Table:
 
 def _lengths(corpus: Corpus) -> Table:
     """Documents by length, and the share of the tokens in documents at least that long, by octaves."""
-    heads = [f"{split}:\n{what}" for split in SPLITS for what in ("documents", "at least\nas long")]
+    heads = [f"{split}:\n{what}" for split in SPLITS for what in ("documents", "tokens in\nthese or longer")]
     table = _table("length (tokens)", *heads, "")
     octaves = np.log2(corpus.sizes).astype(int)
     most = np.bincount(octaves).max()

@@ -95,12 +95,13 @@ def test_too_few_steps_for_the_branches_are_refused_before_training(tmp_path: Pa
 
 
 def test_snapshots_are_log_spaced_and_end_with_the_budget() -> None:
-    steps = snapshot_steps(1280, 9)
+    arm = load_preset(TINY).arms[0]
+    steps = snapshot_steps(arm, 1280, 9)
     assert steps[0] == 10
     assert steps[-1] == 1280
     assert len(steps) == 9
-    assert snapshot_steps(1, 9) == [1]
-    assert snapshot_steps(7, 1) == [7]
+    assert snapshot_steps(arm, 1, 9) == [1]
+    assert snapshot_steps(arm, 7, 1) == [7]
 
 
 BRANCHED = f"""

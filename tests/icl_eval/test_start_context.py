@@ -13,7 +13,7 @@ from icl_eval import Arm, Budget, Training, load_runs
 from icl_eval.models import Softmax
 from icl_eval.presets import load_preset
 from icl_eval.run import make_accelerator, run_experiment
-from icl_eval.schedule import make_plan
+from icl_eval.schedule import make_plan, snapshot_steps
 from icl_eval.step import StepResult, prepare, train_step
 from icl_eval.tasks import Regression
 
@@ -121,6 +121,14 @@ def test_a_run_records_what_it_spent_at_each_end(tmp_path: Path) -> None:
 def test_a_start_that_cannot_be_is_refused(make, message: str) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(ValueError, match=re.compile(message)):
         make()
+
+
+def test_points_of_a_cosine_are_spaced_in_flops() -> None:
+    arm = replace(short_start(start_tokens=40 * TEXT.tokens_per_step), budget=Budget(flops=1e10))
+    steps = arm.schedule().steps
+    flops = np.array([arm.flops_after(step) for step in snapshot_steps(arm, steps, 8)])
+    assert flops[-1] == arm.flops_after(steps)
+    np.testing.assert_allclose(flops[1:] / flops[:-1], 2, rtol=0.1)
 
 
 def test_every_length_is_met_before_time_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
