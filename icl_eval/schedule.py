@@ -114,6 +114,6 @@ def learning_rate_at(training: Training, plan: Plan, leg: Leg, step: int) -> flo
 
 
 def snapshot_steps(arm: Arm, steps: int, snapshots: int) -> list[int]:
-    """Steps to measure after, ``steps`` included, at log-spaced shares of the last seven octaves of the budget."""
-    shares = np.geomspace(1 / 128, 1, snapshots) if snapshots > 1 else [1.0]
+    """Steps to measure after, ``steps`` included, at log-spaced shares of the budget: of its last seven octaves."""
+    shares = np.geomspace(max(1 / 128, 1 / steps), 1, snapshots) if snapshots > 1 else [1.0]
     return sorted({max(1, arm.steps_at(share, steps)) for share in shares})
