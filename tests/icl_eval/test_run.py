@@ -277,3 +277,20 @@ def test_trackers_are_checked() -> None:
         make_accelerator("cpu", tracker="tensorbord")
     with pytest.raises(ValueError, match=r"the tracker 'comet_ml' is not installed: pip install comet_ml"):
         make_accelerator("cpu", tracker="comet_ml")
+
+
+def test_a_published_copy_says_what_the_runs_say(folder: Path, tmp_path: Path) -> None:
+    script = Path(__file__).parents[2] / "benchmarks" / "publish.py"
+    subprocess.run([sys.executable, str(script), str(folder), "--out", str(tmp_path / "copy")], check=True)
+    runs, copies = load_runs(folder), load_runs(tmp_path / "copy")
+    assert [(copy.name, copy.seed, copy.status, copy.config) for copy in copies] == [
+        (run.name, run.seed, run.status, run.config) for run in runs
+    ]
+    assert not list((tmp_path / "copy").rglob("checkpoint"))
+    for run, copy in zip(runs, copies, strict=True):
+        assert run.positions is not None
+        assert copy.positions is not None
+        assert copy.metrics.equals(run.metrics)
+        for name in ("document_nll_sum", "document_correct", "document_count", "flops", "seconds"):
+            np.testing.assert_array_equal(getattr(copy.positions, name), getattr(run.positions, name))
+        np.testing.assert_allclose(copy.positions.nll_sum, run.positions.nll_sum, rtol=1e-6)
