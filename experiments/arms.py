@@ -24,12 +24,7 @@ MICRO, SMALL, MEDIUM, LARGE = (SIZES[name] for name in ("micro", "small", "mediu
 TRAINING = {
     "smoke": Training(learning_rate=1e-2, final_learning_rate=1e-3, warmup_tokens=256, schedule="branched"),
     "h200": Training(
-        learning_rate=2e-3,
-        final_learning_rate=2e-5,
-        warmup_tokens=8_000_000,
-        betas=(0.9, 0.95),
-        schedule="branched",
-        compile=True,
+        learning_rate=2e-3, final_learning_rate=2e-5, warmup_tokens=8_000_000, betas=(0.9, 0.95), schedule="branched"
     ),
     "paper": Training(schedule="branched"),
 }
@@ -58,6 +53,7 @@ def text_arm(
     branches: tuple[float, ...] = (0.25, 0.5, 1.0),
     start_context: int | None = None,
     start_tokens: int = 0,
+    compile: bool = False,
 ) -> Arm:
     """An arm on source code, which ``--text`` swaps for other documents.
 
@@ -74,6 +70,7 @@ def text_arm(
         backbone: RWKV if not given.
         branches: shares of the budget at which decay branches end.
         start_context, start_tokens: of the first tokens of training, as in :class:`icl_eval.Training`.
+        compile: the layers, beyond the smoke scale; worth its half minute a run where runs take several.
     """
     mixers = mixer if isinstance(mixer, tuple) else (mixer,)
     task = SourceCode(seq_len=context)
@@ -89,6 +86,7 @@ def text_arm(
         branches=branches,
         start_context=start_context,
         start_tokens=start_tokens,
+        compile=compile and scale != "smoke",
     )
     return Arm(name=name, task=task, model=model, training=training, budget=budget)
 
