@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
+from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
@@ -36,7 +37,9 @@ class Launcher:
         self.name = metadata.name
 
     def __call__(self, x: int, y: int, z: int, stream: int, function: int, packed: Any, *rest: Any) -> None:
-        arguments = rest[3:]
+        metadata, enter, _, *arguments = rest
+        if metadata is not None:
+            enter(metadata)
         launches.append((self.name, (x, y, z), [described(argument) for argument in arguments]))
 
 
@@ -103,10 +106,31 @@ def main() -> None:
     counts["other sizes"] = len(compiled)
     by_look_up = train(500) + decode() + decode()
 
+    seen: list[str] = []
+
+    def hook(metadata: Any) -> None:
+        seen.append(metadata.get()["name"])
+
+    knobs.runtime.launch_enter_hook.add(hook)
+    hooked = decode()
+    knobs.runtime.launch_enter_hook.remove(hook)
+    unhooked = decode()
+
     launch.run_kernel = lambda kernel, grid, *arguments, **constants: kernel[grid](*arguments, **constants)
     step.run_kernel = launch.run_kernel
     by_triton = train(500) + decode() + decode()
-    print(json.dumps({"counts": counts, "by_look_up": by_look_up, "by_triton": by_triton}))
+    print(
+        json.dumps(
+            {
+                "counts": counts,
+                "by_look_up": by_look_up,
+                "by_triton": by_triton,
+                "seen": seen,
+                "hooked": hooked,
+                "unhooked": unhooked,
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

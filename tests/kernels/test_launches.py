@@ -40,6 +40,11 @@ def test_a_looked_up_kernel_gets_the_arguments_triton_gives(recorded: Any) -> No
     assert len(names) - names.count("step_kernel") - names.count("combine_kernel") == TRAINING_LAUNCHES
 
 
+def test_a_profilers_hook_sees_every_launch(recorded: Any) -> None:
+    assert recorded["hooked"] == recorded["unhooked"]
+    assert recorded["seen"] == [name for name, *_ in recorded["hooked"]]
+
+
 def test_a_first_training_call_compiles_little_that_its_self_check_did_not(recorded: Any) -> None:
     """What differs are small kernels: strides of the gates, and how many elements a scan's program carries."""
     counts = recorded["counts"]
