@@ -95,9 +95,9 @@ def _budget(evidence: Evidence) -> Gate:
 
 
 def _learning_rate(evidence: Evidence) -> Gate:
-    tunings = {arm.name: run.config.get("tuning") for arm in evidence.arms for run in arm.runs}
-    shut = [f"{name}: {found}" for name, tuning in tunings.items() if (found := _untuned(tuning)) is not None]
-    tries = {name: len(tuning["losses"]) for name, tuning in tunings.items() if tuning}
+    tunings = [(arm.name, run.config.get("tuning")) for arm in evidence.arms for run in arm.runs]
+    shut = dict.fromkeys(f"{name}: {found}" for name, tuning in tunings if (found := _untuned(tuning)) is not None)
+    tries = {name: len(tuning["learning_rates"]) for name, tuning in tunings if tuning}
     listed = ", ".join(f"{name} {count}" for name, count in tries.items())
     return Gate(
         "learning rate", not shut, "; ".join(shut) if shut else f"inside the grid of every arm; tries: {listed}"
@@ -108,10 +108,11 @@ def _untuned(tuning: dict[str, Any] | None) -> str | None:
     """What is wrong with how an arm's learning rate was found (see :func:`icl_eval.tuning.apply_ledger`)."""
     if not tuning:
         return "not checked, no ledger"
-    if len(tuning["losses"]) < FEWEST_TRIES:
-        return f"only {len(tuning['losses'])} rates were tried"
+    rates = ", ".join(f"{rate:g}" for rate in tuning["learning_rates"])
+    if len(tuning["learning_rates"]) < FEWEST_TRIES:
+        return f"only {len(tuning['learning_rates'])} rates were tried ({rates})"
     if tuning["at_edge"]:
-        return f"{tuning['learning_rate']:g} is at the edge of what was tried ({', '.join(tuning['losses'])})"
+        return f"{tuning['learning_rate']:g} is at the edge of what was tried ({rates})"
     return None
 
 

@@ -18,7 +18,9 @@ from icl_eval.run_folder import RunFolder, to_json, write_atomically
 from icl_eval.schedule import make_plan
 
 DOCUMENTS = 12
-TUNED = {"learning_rate": 2e-3, "at_edge": False, "losses": {"0.0005": 1.7, "0.001": 1.6, "0.002": 1.5, "0.004": 1.6}}
+TUNED = {
+    "learning_rate": 2e-3, "at_edge": False, "learning_rates": [5e-4, 1e-3, 2e-3, 4e-3], "losses": [1.7, 1.6, 1.5, 1.6]
+}  # fmt: skip
 """As ``icl_eval.tuning.apply_ledger`` records it."""
 Loss = Callable[[Arm, np.ndarray, float], np.ndarray]
 """Expected loss (nats) of an arm by position, at a share of the budget."""

@@ -97,8 +97,10 @@ SHORT = {"softmax": (3.2, 0.1, 1024), "linear": (3.0, 0.1, 1024), "power": (2.9,
         (CENTRAL, LONG, {"skip": [("linear", s) for s in range(3)]}, "needs one arm with mixer linear; there is none"),
         (CENTRAL, LONG, {"diverged": [("softmax", 2)]}, "softmax, seed 2, ended in NaN"),
         (CENTRAL, LONG, {"tuning": None}, "learning rate: linear: not checked, no ledger"),
-        (CENTRAL, LONG, {"tuning": {**TUNED, "at_edge": True}}, "0.002 is at the edge of what was tried"),
-        (CENTRAL, LONG, {"tuning": {**TUNED, "losses": {"0.001": 1.6, "0.002": 1.5}}}, "only 2 rates were tried"),
+        (CENTRAL, LONG, {"tuning": {**TUNED, "at_edge": True}},
+         "0.002 is at the edge of what was tried (0.0005, 0.001, 0.002, 0.004)"),
+        (CENTRAL, LONG, {"tuning": {**TUNED, "learning_rates": [1e-3, 2e-3], "losses": [1.6, 1.5]}},
+         "only 2 rates were tried (0.001, 0.002)"),
         (CENTRAL, LONG, {"noise": 0.5}, "not decided"),
         (replace(CENTRAL, name="fig9_long_context-smoke"), LONG, {}, "scale: smoke scale"),
         (replace(CENTRAL, arms=COSINE), LONG, {}, "schedule: no decay branches: linear, softmax, power"),
@@ -116,6 +118,14 @@ def test_what_cannot_decide_is_inconclusive(
     found = verdict("C12", write_study(tmp_path, experiment, loss, **how))
     assert found.outcome == "inconclusive"
     assert reason in found.reason
+
+
+def test_every_seed_needs_a_tuned_rate(tmp_path: Path) -> None:
+    root = write_study(tmp_path, CENTRAL, LONG)
+    untuned = write_study(tmp_path / "untuned", CENTRAL, LONG, tuning=None)
+    shutil.rmtree(root / "power" / "seed0")
+    shutil.copytree(untuned / "power" / "seed0", root / "power" / "seed0")
+    assert verdict("C12", root).reason == "learning rate: power: not checked, no ledger"
 
 
 def test_half_the_budget_that_says_otherwise_is_said(tmp_path: Path) -> None:
