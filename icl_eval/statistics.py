@@ -17,6 +17,9 @@ Metric = Literal["nll", "bits_per_byte", "accuracy"]
 """Nats per scored token, bits per byte of scored text, and the share of scored tokens predicted right."""
 RESAMPLES = 2000
 CONFIDENCE = 0.95
+SMALLEST_SHARE = 0.03
+"""Of the fullest bin's tokens, below which a bin cannot be the best. It leaves about the last five octaves of a
+context: earlier bins hold so few tokens of a sequence that their losses tell more of those than of the model."""
 
 
 class Estimate(NamedTuple):
@@ -82,12 +85,12 @@ def overall(runs: Sequence[Positions], metric: Metric = "nll", snapshot: int = -
 def best_context_loss(runs: Sequence[Positions], snapshot: int = -1, metric: Metric = "nll") -> BestContext:
     """Loss in the best bin: every second document chooses the bin, the others give its loss.
 
-    A minimum over noisy bins would flatter; a bin chosen elsewhere does not. Only bins that are :func:`well_reached`
-    can be chosen.
+    A minimum over noisy bins would flatter; a bin chosen elsewhere does not. Only bins that :func:`can_be_best` are
+    chosen from.
     """
     sums, counts = _by_document(runs, metric, snapshot)
     choose, judge = slice(0, None, 2), slice(1, None, 2)
-    eligible = well_reached(counts[choose], counts[judge])
+    eligible = can_be_best(counts[choose], counts[judge])
     means = np.full(counts.shape[1], np.inf)
     chosen_sums = sums[:, choose].mean(axis=0).sum(axis=0)
     means[eligible] = chosen_sums[eligible] / counts[choose].sum(axis=0)[eligible]
@@ -101,6 +104,12 @@ def well_reached(*counts: np.ndarray) -> np.ndarray:
     """Bins that in each of the counts ``[N, bins]`` at least half as many documents reach as the fullest bin."""
     coverage = np.minimum.reduce([(count > 0).mean(axis=0) for count in counts])
     return coverage >= max(coverage.max() / 2, 1e-9)
+
+
+def can_be_best(*counts: np.ndarray) -> np.ndarray:
+    """Bins that are :func:`well_reached` and hold at least ``SMALLEST_SHARE`` of what the fullest bin holds."""
+    total = np.minimum.reduce([count.sum(axis=0) for count in counts])
+    return well_reached(*counts) & (total >= SMALLEST_SHARE * total.max())
 
 
 def context_gain(runs: Sequence[Positions], early: int, snapshot: int = -1, metric: Metric = "nll") -> Estimate:

@@ -114,6 +114,17 @@ def test_best_context_loss_finds_the_bin_and_passes_over_rare_ones() -> None:
     assert best_context_loss([replace(rare, document_count=count, document_nll_sum=sums)]).start == 2
 
 
+def test_a_few_tokens_at_the_first_positions_are_never_the_best_context() -> None:
+    """Nine sequences of 8,192: bins of the first positions hold nine tokens, whose losses stray by 2 nats."""
+    rng = np.random.default_rng(9)
+    edges = log_bin_edges(8192)
+    count = np.tile(np.diff(edges).astype(float), (9, 1))
+    for _ in range(50):
+        sums = (1.2 * count + rng.normal(0.0, 2.0, count.shape) * np.sqrt(count))[None]
+        run = replace(positions(count), bin_edges=edges, document_count=count, document_nll_sum=sums)
+        assert best_context_loss([run]).start > 8192 / 2**6
+
+
 def test_context_gain_is_paired_over_documents() -> None:
     rng = np.random.default_rng(5)
     documents = rng.normal(2.0, 1.0, (40, 1)) - np.array([0.0, 0.1, 0.3])
