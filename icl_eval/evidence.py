@@ -15,7 +15,7 @@ from icl_eval.experiment import Arm
 from icl_eval.models import Flops
 from icl_eval.positions import Positions
 from icl_eval.run_folder import Run
-from icl_eval.statistics import CONFIDENCE, Curve, Estimate, draws, estimate
+from icl_eval.statistics import CONFIDENCE, Curve, Estimate, can_be_best, draws, estimate
 
 Spent = Literal["flops", "seconds", "tokens"]
 ENDS = (0.25, 0.5, 1.0)
@@ -234,27 +234,26 @@ class Evidence:
         return Curve(edges[:-1][bins], edges[1:][bins] - 1, Estimate(*map(np.array, zip(*estimates, strict=True))))
 
     def _best(self, arm: ArmRuns, snapshot: int) -> np.ndarray:
-        """Best-context loss, cross-fitted: every half of the documents is judged in the bin that the other chooses.
+        """Best-context loss, cross-fitted: every document is judged in the bin that all the others choose.
 
-        A minimum over noisy bins would flatter; a bin chosen elsewhere does not. Only bins that at least half as many
-        documents reach as the fullest bin can be chosen.
+        A minimum over noisy bins would flatter; a bin chosen elsewhere does not.
         """
         sums, counts = self.cells(arm, snapshot)
-        halves = np.arange(len(self.documents)) % 2
-        coverage = np.minimum(*((counts[halves == half] > 0).mean(axis=0) for half in (0, 1)))
-        eligible = coverage >= max(coverage.max() / 2, 1e-9)
-        judged_sums, judged_counts = np.empty(sums.shape[:2]), np.empty(len(counts))
-        for half in (0, 1):
-            choosing, judged = halves != half, halves == half
-            means = np.full(counts.shape[1], np.inf)
-            chosen_sums = sums[:, choosing].mean(axis=0).sum(axis=0)
-            means[eligible] = chosen_sums[eligible] / counts[choosing].sum(axis=0)[eligible]
-            best = int(means.argmin())
-            judged_sums[:, judged], judged_counts[judged] = sums[:, judged, best], counts[judged, best]
-        return draws(judged_sums, judged_counts, self.confidence)
+        others = 1 - np.eye(len(counts))
+        with np.errstate(invalid="ignore"):
+            means = (others @ sums.mean(axis=0)) / (others @ counts)
+        best = np.where(can_be_best(counts) & np.isfinite(means), means, np.inf).argmin(axis=1)
+        judged = np.arange(len(counts)), best
+        reached = counts[judged] > 0
+        losses = sums[:, *judged] / np.where(reached, counts[judged], 1)
+        return draws(losses, reached.astype(float), self.confidence)
 
     def cells(self, arm: ArmRuns, snapshot: int) -> tuple[np.ndarray, np.ndarray]:
-        """Sums ``[seeds, N, bins]`` (nats) and what they are divided by ``[N, bins]``, on the common documents."""
+        """Sums ``[seeds, N, bins]`` (nats) and what they are divided by ``[N, bins]``, on the common documents.
+
+        Every document is scaled to one byte (or token) in all, so that it counts once: windows of one book are no
+        independent books, and arms of other contexts read other numbers of them.
+        """
         first = arm.positions[0]
         keep = np.isin(first.documents, self.documents)
         for positions in arm.positions[1:]:
@@ -262,8 +261,9 @@ class Evidence:
                                   first.document_count[keep]):  # fmt: skip
                 raise MissingEvidenceError(f"the seeds of {arm.name} were not measured on the same held-out text")
         sums = [p.document_nll_sum[snapshot][np.isin(p.documents, self.documents)] for p in arm.positions]
-        size = getattr(first, "document_bytes", None)
-        return np.stack(sums), (first.document_count if size is None else size)[keep]
+        size = (first.document_count if first.document_bytes is None else first.document_bytes)[keep]
+        scale = 1 / np.maximum(size.sum(axis=1, keepdims=True), 1)
+        return np.stack(sums) * scale, size * scale
 
 
 def _is_bytes(arm: ArmRuns) -> bool:

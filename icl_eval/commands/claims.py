@@ -9,7 +9,7 @@ from icl_eval.claims import CLAIMS, ONE_SEED_ALLOWANCE
 from icl_eval.gates import GATES
 from icl_eval.kernel_times import find_kernel_times
 from icl_eval.run_folder import load_runs
-from icl_eval.statistics import CONFIDENCE, RESAMPLES
+from icl_eval.statistics import CONFIDENCE, RESAMPLES, SMALLEST_SHARE
 from icl_eval.verdicts import verdicts
 
 
@@ -51,8 +51,11 @@ def claims_markdown() -> str:
         "Student's "
         "quantile and n / (n - 1) for few documents and few seeds. Arms are compared on the documents that all of "
         "them were "
-        f"measured on. With one seed the spread between trainings is unknown: {ONE_SEED_ALLOWANCE} nats are added "
-        "to both "
+        "measured on, and every document counts once, however many windows of it were read: windows of one book are "
+        "not independent. The best-context loss is the lowest among bins of half an octave that hold at least "
+        f"{SMALLEST_SHARE:.0%} of the fullest bin's text, about the last five octaves of a context: shorter bins hold "
+        "too few tokens to tell. With one seed the spread between trainings is unknown: "
+        f"{ONE_SEED_ALLOWANCE} nats are added to both "
         "sides of every interval. Losses are in nats per byte. An octave that ends at e holds the positions e/2 + 1 "
         "to e; in "
         "contexts too short for a position named below, an eighth of the context takes its place. FLOPs are those "
