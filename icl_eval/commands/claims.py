@@ -47,9 +47,9 @@ def claims_markdown() -> str:
         "(Bonferroni).\n"
         "- **inconclusive**: neither, or a gate is shut, or an arm, seed or measurement is missing or NaN.\n"
         "- **not run**: there are no runs.\n",
-        f"Intervals: {RESAMPLES:,} paired bootstrap resamples of held-out documents with seeds nested, widened by "
-        "Student's "
-        "quantile and n / (n - 1) for few documents and few seeds. Arms are compared on the documents that all of "
+        f"Intervals: {RESAMPLES:,} paired bootstrap resamples of held-out documents, seeds nested as normal deviates "
+        "(three have too few resamples), widened by Student's quantile and n / (n - 1) for few documents and few "
+        "seeds. Arms are compared on the documents that all of "
         "them were "
         "measured on, and every document counts once, however many windows of it were read: windows of one book are "
         "not independent. The best-context loss is the lowest among bins of half an octave that hold at least "

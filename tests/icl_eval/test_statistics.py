@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from icl_eval.positions import Positions, log_bin_edges
 from icl_eval.statistics import best_context_loss, by_seed, context_gain, curve, draws, estimate, overall
@@ -84,6 +85,15 @@ def test_intervals_over_three_seeds_cover_the_truth() -> None:
         value = overall(seeds)
         covered += value.low <= 2.0 <= value.high
     assert covered / 150 >= 0.88
+
+
+@pytest.mark.parametrize("confidence", [0.95, 1 - 0.05 / 12])
+@pytest.mark.parametrize("losses", [(1.9, 2.0, 2.1), (1.8, 2.1, 2.1)], ids=["evenly", "one-apart"])
+def test_intervals_of_three_seeds_are_students(losses: tuple[float, ...], confidence: float) -> None:
+    sums = np.repeat(np.array(losses)[:, None], 9, axis=1)
+    value, low, high = estimate(draws(sums, np.ones(9), confidence), confidence)
+    student = stats.t.interval(confidence, 2, np.mean(losses), stats.sem(losses))
+    assert (low - value, high - value) == pytest.approx(np.array(student) - value, rel=0.1)
 
 
 def test_resamples_are_paired_across_arms() -> None:
