@@ -54,6 +54,7 @@ def text_arm(
     start_context: int | None = None,
     start_tokens: int = 0,
     compile: bool = False,
+    rolled_windows: int | None = None,
 ) -> Arm:
     """An arm on source code, which ``--text`` swaps for other documents.
 
@@ -70,10 +71,11 @@ def text_arm(
         backbone: RWKV if not given.
         branches: shares of the budget at which decay branches end.
         start_context, start_tokens: of the first tokens of training, as in :class:`icl_eval.Training`.
+        rolled_windows: of each held-out document, as in :class:`icl_eval.tasks.TextTask`.
         compile: the layers, beyond the smoke scale; worth its half minute a run where runs take several.
     """
     mixers = mixer if isinstance(mixer, tuple) else (mixer,)
-    task = SourceCode(seq_len=context)
+    task = SourceCode(seq_len=context, rolled_windows=rolled_windows)
     model = ModelConfig(
         vocab_size=task.num_tokens,
         num_layers=max(size.num_layers, len(mixers)),

@@ -83,6 +83,7 @@ def on_text(experiment: Experiment, path: str | Path) -> Experiment:
                 tokenizer=arm.task.tokenizer,
                 vocab_size=arm.task.vocab_size,
                 tokenizer_path=arm.task.tokenizer_path,
+                rolled_windows=arm.task.rolled_windows if isinstance(arm.task, TextTask) else None,
             ),
         )
         if isinstance(arm.task, TextTask | LongCrawl64)

@@ -156,15 +156,21 @@ class WindowSource:
     per document, so that any prefix of them covers as many documents as it can. Documents of ``seq_len`` tokens or
     fewer are left out.
 
+    Args:
+        corpus, seq_len: what is read, and how many tokens at a time.
+        seed: of the training windows.
+        rolled_windows: held-out windows of every document, rolled, in place of those that do not overlap
+            (see :class:`TextTask`).
+
     Raises:
         ValueError: no document of a split is long enough.
     """
 
-    def __init__(self, corpus: Corpus, seq_len: int, seed: int):
+    def __init__(self, corpus: Corpus, seq_len: int, seed: int, rolled_windows: int | None = None):
         self.corpus, self.seq_len, self.seed = corpus, seq_len, seed
         self._train = self._fitting("train")
         self._train_ends = np.cumsum(corpus.sizes[self._train] - seq_len)
-        self._heldout = self._heldout_windows()
+        self._heldout = self._heldout_windows(rolled_windows)
 
     def _fitting(self, split: Split) -> np.ndarray:
         """Indices of the split's documents that hold a window."""
@@ -177,16 +183,26 @@ class WindowSource:
             )
         return members[sizes > self.seq_len]
 
-    def _heldout_windows(self) -> np.ndarray:
+    def _heldout_windows(self, rolled_windows: int | None) -> np.ndarray:
         """``[W, 2]``: document and first token of every held-out window, round by round."""
         windows = []
         for document in self._fitting("heldout"):
-            num_starts = self.corpus.sizes[document] - self.seq_len
-            spare = (num_starts - 1) % self.seq_len
-            offset = generator(0, "heldout", int(document)).integers(0, spare + 1)
-            starts = self.corpus.firsts[document] + np.arange(offset, num_starts, self.seq_len)
-            windows += [(rank, document, start) for rank, start in enumerate(starts)]
+            random, size = generator(0, "heldout", int(document)), int(self.corpus.sizes[document])
+            if rolled_windows is None:
+                num_starts = size - self.seq_len
+                offset = random.integers(0, (num_starts - 1) % self.seq_len + 1)
+                starts = np.arange(offset, num_starts, self.seq_len)
+            else:
+                rolls = (np.arange(rolled_windows) + random.random()) / rolled_windows
+                starts = random.permutation((rolls * size).astype(np.int64))
+            windows += [(rank, document, self.corpus.firsts[document] + start) for rank, start in enumerate(starts)]
         return np.array(sorted(windows))[:, 1:]
+
+    def _window(self, document: int, begin: int) -> np.ndarray:
+        """``seq_len + 1`` tokens from ``begin`` on; those past the document's end are its first."""
+        first, stop = self.corpus.firsts[document], begin + self.seq_len + 1
+        end = min(stop, first + self.corpus.sizes[document])
+        return np.concatenate([self.corpus.tokens[begin:end], self.corpus.tokens[first : first + stop - end]])
 
     def batch(self, split: Split, index: int, batch_size: int) -> Batch:
         if split == "heldout":
@@ -201,7 +217,7 @@ class WindowSource:
             row = np.searchsorted(self._train_ends, pick, side="right")
             document = self._train[row]
             begin = self.corpus.firsts[document] + self._train_ends[row] - 1 - pick
-        window = to_tensor(np.stack([self.corpus.tokens[first : first + self.seq_len + 1] for first in begin]))
+        window = to_tensor(np.stack([self._window(*place) for place in zip(document, begin, strict=True)]))
         position = torch.arange(1, self.seq_len + 1).expand(batch_size, -1)
         return Batch(window[:, :-1], window[:, 1:], position > 0, position, to_tensor(document))
 

@@ -33,14 +33,22 @@ class TextTask(Task):
             is stored with the run; or ``"gpt2"``, that of GPT-2.
         vocab_size: of ``"bpe"``.
         tokenizer_path: of ``"gpt2"``: a folder with ``encoder.json`` and ``vocab.bpe``.
+        rolled_windows: held-out windows of every document, which is rolled for each of them: what its end leaves out
+            of a window is read from its beginning. Rolls are evenly spread, so that every position reads all parts of
+            a document alike, and losses by position differ by what the context is worth, not by the text that happens
+            to stand there. ``None`` takes as many windows as fit without overlap, unrolled.
     """
 
     tokenizer: TokenizerName = "bytes"
     vocab_size: int | None = None
     tokenizer_path: str | None = location(default=None)
+    rolled_windows: int | None = None
 
     def __post_init__(self) -> None:
         self.require(self.seq_len >= 1, "seq_len", "at least 1")
+        self.require(
+            self.rolled_windows is None or self.rolled_windows >= 1, "rolled_windows", "at least 1 a document, or None"
+        )
         self.require(self.tokenizer in ("bytes", "bpe", "gpt2"), "tokenizer", "'bytes', 'bpe' or 'gpt2'")
         if self.tokenizer == "bpe":
             self.require(
@@ -76,7 +84,7 @@ class TextTask(Task):
         return text if self.tokenizer_path is None else gpt2_corpus(text, self.tokenizer_path)
 
     def build(self, seed: int) -> WindowSource:
-        return WindowSource(self.corpus(), self.seq_len, seed)
+        return WindowSource(self.corpus(), self.seq_len, seed, self.rolled_windows)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -41,6 +41,25 @@ def test_heldout_windows_are_disjoint_and_come_in_rounds() -> None:
         source.batch("heldout", 1, 4)
 
 
+def test_rolled_windows_read_all_of_a_document_at_every_position() -> None:
+    """One roll a token of the shorter document: each position reads each of its tokens once."""
+    source = WindowSource(corpus(), seq_len=10, seed=0, rolled_windows=20)
+    assert source.num_sequences("heldout") == 40
+    batch = source.batch("heldout", 0, 40)
+    assert batch.document.tolist() == [3, 4] * 20
+    assert torch.equal(batch.tokens[:, 1:], batch.targets[:, :-1])
+    rolled = (batch.targets != batch.tokens + 1).nonzero()
+    for row, column in rolled.tolist():
+        first, size = {3: (300, 35), 4: (400, 20)}[batch.document[row].item()]
+        assert (batch.tokens[row, column], batch.targets[row, column]) == (first + size - 1, first)
+    short = batch.tokens[batch.document == 4]
+    assert all(sorted(short[:, place].tolist()) == list(range(400, 420)) for place in range(10))
+    long = batch.tokens[batch.document == 3].sort(dim=0).values
+    assert set(long[:, 0].diff().tolist()) == {1, 2}
+    again = WindowSource(corpus(), seq_len=10, seed=5, rolled_windows=20).batch("heldout", 0, 40)
+    assert torch.equal(again.tokens, batch.tokens)
+
+
 def test_manifest_counts_what_is_used_and_left_out() -> None:
     manifest = WindowSource(corpus(), seq_len=10, seed=0).manifest()
     splits = manifest["splits"]
