@@ -58,6 +58,9 @@ class Config:
         for name in fields.keys() - allowed:
             raise TypeError(f"{cls.__name__} has no field {name!r}; {did_you_mean(name, allowed)}")
         hints = _type_hints(cls)  # type: ignore[arg-type]
+        for name, hint in hints.items():
+            if get_origin(hint) is ClassVar and not hasattr(cls, name):
+                raise ValueError(f"{cls.__name__} lacks the class variable {name!r}")
         for name, value in fields.items():
             if name in hints and not _fits(value, hints[name]):
                 raise ValueError(f"{cls.__name__}.{name} = {value!r}: must be {_described(hints[name])}")

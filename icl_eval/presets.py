@@ -3,13 +3,20 @@
 import importlib.util
 import inspect
 import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
+from types import ModuleType
+from typing import TypeVar
 
-from icl_eval.config import did_you_mean
+from icl_eval.config import Config, did_you_mean
 from icl_eval.experiment import Experiment, Untrained
 from icl_eval.tasks import Files, LongCrawl64, TextTask
+
+C = TypeVar("C", bound=Config)
 
 
 def preset_files() -> dict[str, Path]:
@@ -43,13 +50,72 @@ def define_preset(name_or_file: str, scale: str | None = None) -> Experiment | U
     if name_or_file in builtin:
         path = builtin[name_or_file]
     elif name_or_file.endswith(".py"):
-        path = Path(name_or_file)
-        if not path.is_file():
-            raise ValueError(f"there is no file {name_or_file!r}")
+        path = _users_file(name_or_file)
     else:
         raise ValueError(
             f"unknown preset {name_or_file!r}; {did_you_mean(name_or_file, builtin)} A file's name ends in .py."
         )
+    with _located_errors(path):
+        define = getattr(_load(path), "experiment", None)
+    if not callable(define):
+        raise ValueError(f"{path} must define a function experiment() that returns an icl_eval.Experiment")
+    if scale is not None and "scale" not in inspect.signature(define).parameters:
+        raise ValueError(f"--scale {scale}: the preset {name_or_file} has no scales")
+    with _located_errors(path):
+        experiment = define() if scale is None else define(scale=scale)
+    if not isinstance(experiment, Experiment | Untrained):
+        raise ValueError(f"{path}: experiment() must return an icl_eval.Experiment, not {type(experiment).__name__}")
+    return experiment
+
+
+def defaults_in(file: str, kind: type[C]) -> list[C]:
+    """A config with its defaults of every class of a kind that a file without an ``experiment()`` defines.
+
+    Empty where the file has an ``experiment()``, which says what it is about.
+
+    Raises:
+        ValueError: there is no such file, or it holds neither.
+    """
+    path = _users_file(file)
+    with _located_errors(path):
+        module = _load(path)
+        if hasattr(module, "experiment"):
+            return []
+        classes = [c for c in vars(module).values() if isinstance(c, type) and c.__module__ == module.__name__]
+        found = [cls() for cls in classes if issubclass(cls, kind)]
+    if not found:
+        raise ValueError(f"{path} defines neither a function experiment() nor a subclass of icl_eval's {kind.__name__}")
+    return found
+
+
+@contextmanager
+def _located_errors(path: Path) -> Iterator[None]:
+    """Say of whatever goes wrong in a user's file in which of its lines it did.
+
+    Raises:
+        ValueError: in place of any exception.
+    """
+    try:
+        yield
+    except Exception as error:
+        file = str(path.absolute())
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+        what = str(error)
+        if isinstance(error, SyntaxError):
+            lines, what = lines + [error.lineno] * (error.filename == file), error.msg
+        where = f"{path}, line {lines[-1]}" if lines else str(path)
+        explained = isinstance(error, ValueError) or " has no field " in what
+        raise ValueError(f"{where}: {'' if explained else f'{type(error).__name__}: '}{what}") from error
+
+
+def _users_file(name: str) -> Path:
+    path = Path(name)
+    if not path.is_file():
+        raise ValueError(f"there is no file {name!r}")
+    return path
+
+
+def _load(path: Path) -> ModuleType:
     module_name = f"icl_eval_preset_{path.stem}"
     spec = importlib.util.spec_from_file_location(module_name, path)
     assert spec is not None
@@ -57,15 +123,7 @@ def define_preset(name_or_file: str, scale: str | None = None) -> Experiment | U
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module
     spec.loader.exec_module(module)
-    define = getattr(module, "experiment", None)
-    if not callable(define):
-        raise ValueError(f"{path} must define a function experiment() that returns an icl_eval.Experiment")
-    if scale is not None and "scale" not in inspect.signature(define).parameters:
-        raise ValueError(f"--scale {scale}: the preset {name_or_file} has no scales")
-    experiment = define() if scale is None else define(scale=scale)
-    if not isinstance(experiment, Experiment | Untrained):
-        raise ValueError(f"{path}: experiment() must return an icl_eval.Experiment, not {type(experiment).__name__}")
-    return experiment
+    return module
 
 
 def on_text(experiment: Experiment, path: str | Path) -> Experiment:

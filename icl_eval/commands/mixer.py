@@ -15,7 +15,7 @@ from icl_eval.commands.findings import Finding, passed, print_finding
 from icl_eval.config import lookup
 from icl_eval.models import MIXERS, MixerConfig, ModelConfig
 from icl_eval.models.mixers import SequenceMixer
-from icl_eval.presets import load_preset
+from icl_eval.presets import defaults_in, load_preset
 
 app = typer.Typer(help="Check mixers.", no_args_is_help=True)
 LENGTH = 97
@@ -38,7 +38,8 @@ def check(
     """
     console = Console()
     if mixer.endswith(".py"):
-        mixers = list(dict.fromkeys(m for arm in load_preset(mixer).arms for m in arm.model.mixers))
+        mixers = defaults_in(mixer, MixerConfig)  # type: ignore[type-abstract]
+        mixers = mixers or list(dict.fromkeys(m for arm in load_preset(mixer).arms for m in arm.model.mixers))
     else:
         mixers = [lookup(MIXERS, mixer, "mixer")()]
     failed = False

@@ -2,7 +2,7 @@
 
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Annotated, NamedTuple
 
 import numpy as np
@@ -15,7 +15,7 @@ from icl_eval.commands.findings import Finding, passed, print_finding
 from icl_eval.config import lookup
 from icl_eval.measure import ScoredLoss
 from icl_eval.models import ModelConfig, Softmax, Transformer
-from icl_eval.presets import load_preset
+from icl_eval.presets import defaults_in, load_preset
 from icl_eval.tasks import TASKS, Batch, Source, Task
 
 app = typer.Typer(help="Check tasks.", no_args_is_help=True)
@@ -42,7 +42,11 @@ def check(
     if seconds < 0:
         raise ValueError(f"--seconds {seconds:g}: must be at least 0")
     console = Console()
-    tasks = load_preset(task).tasks() if task.endswith(".py") else [_built_in(task)]
+    tasks: Iterable[Task]
+    if task.endswith(".py"):
+        tasks = defaults_in(task, Task) or load_preset(task).tasks()  # type: ignore[type-abstract]
+    else:
+        tasks = [_built_in(task)]
     failed = False
     for each in tasks:
         console.print(f"[bold]{each.name}[/]: {each}", highlight=False, soft_wrap=True)

@@ -119,6 +119,36 @@ def test_mistakes_are_answered_in_a_sentence(
     assert "Traceback" not in errors
 
 
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("\ndef experiment(:", "mine.py, line 2: SyntaxError: "),
+        ("import nowhere_to_be_found", "mine.py, line 1: ModuleNotFoundError: No module named 'nowhere_to_be_found'"),
+        ("def experiment():\n    return [][1]", "mine.py, line 2: IndexError: list index out of range"),
+        (
+            "from icl_eval import Budget\ndef experiment():\n    return Budget(token=3)",
+            "mine.py, line 3: Budget has no field 'token'; did you mean 'tokens'?",
+        ),
+        (
+            "from icl_eval.models import MixerConfig\nclass Nameless(MixerConfig): pass\n"
+            "def experiment():\n    return Nameless()",
+            "mine.py, line 4: Nameless lacks the class variable 'name'",
+        ),
+        ("x = 1", "must define a function experiment()"),
+    ],
+    ids=["syntax", "import", "bug", "field", "class variable", "no experiment"],
+)
+def test_mistakes_in_a_users_file_are_answered_with_the_line(
+    source: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "mine.py").write_text(source)
+    monkeypatch.chdir(tmp_path)
+    code, _, errors = icl_eval(monkeypatch, capsys, "show", "mine.py")
+    assert code == 2
+    assert message in errors
+    assert "Traceback" not in errors
+
+
 def test_tables_hold_the_papers_numbers(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     _, state, _ = icl_eval(monkeypatch, capsys, "table", "state")
     for number in ("4,096", "2,080", "45,760", "766,480", "10,424,128", "119,877,472", "68,719,476,736"):

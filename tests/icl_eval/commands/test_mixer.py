@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import pytest
@@ -96,3 +97,18 @@ def test_the_command_answers_mistakes_in_a_sentence(
         main()
     assert stop.value.code == 2
     assert "unknown mixer 'softmx'; did you mean 'softmax'" in capsys.readouterr().err
+
+
+def test_a_file_without_an_experiment_is_checked_with_its_defaults(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    file = tmp_path / "without_experiment.py"
+    file.write_text(
+        "from typing import ClassVar\nfrom icl_eval.models import Softmax\n\n\n"
+        'class OwnSoftmax(Softmax):\n    name: ClassVar[str] = "own_softmax"\n'
+    )
+    monkeypatch.setattr(sys, "argv", ["icl-eval", "mixer", "check", str(file)])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert not stop.value.code
+    assert capsys.readouterr().out.count("own_softmax: OwnSoftmax(") == 1

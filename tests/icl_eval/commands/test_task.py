@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -143,3 +144,18 @@ def test_mistakes_are_answered_in_a_sentence(
         main()
     assert stop.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_file_without_an_experiment_is_checked_with_its_defaults(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    file = tmp_path / "without_experiment.py"
+    file.write_text(
+        "from typing import ClassVar\nfrom icl_eval.tasks import MQAR\n\n\n"
+        'class ShortRecall(MQAR):\n    name: ClassVar[str] = "short_recall"\n'
+    )
+    monkeypatch.setattr(sys, "argv", ["icl-eval", "task", "check", str(file), "--seconds", "0"])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert not stop.value.code
+    assert capsys.readouterr().out.count("short_recall: ShortRecall(") == 1
