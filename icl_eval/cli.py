@@ -10,6 +10,8 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from icl_eval.commands import data
 from icl_eval.commands import mixer as mixer_commands
@@ -38,6 +40,7 @@ from icl_eval.kernels.doctor import doctor as check_kernels
 from icl_eval.minutes import ASSUMPTION, total_minutes
 from icl_eval.models import MIXERS
 from icl_eval.presets import define_preset, load_preset, on_text, preset_files
+from icl_eval.printing import new_console, print_table
 from icl_eval.run_folder import RunFolderError, load_runs
 from icl_eval.summary import summarise
 from icl_eval.tables import (
@@ -60,10 +63,9 @@ app = typer.Typer(
 app.add_typer(data.app, name="data")
 app.add_typer(task_commands.app, name="task")
 app.add_typer(mixer_commands.app, name="mixer")
-TABLE_WIDTH = 130
 IS_MAIN_PROCESS = os.environ.get("RANK", "0") == "0"
 """Under torchrun one process speaks, draws and reports."""
-console = Console(width=max(Console().width, TABLE_WIDTH), quiet=not IS_MAIN_PROCESS)
+console = new_console(quiet=not IS_MAIN_PROCESS)
 
 
 @app.command("list")
@@ -79,8 +81,10 @@ def list_names() -> None:
     }
     for title, entries in sections.items():
         console.print(f"[bold]{title}[/bold]")
+        grid = Table.grid(padding=(0, 1))
         for name, about in entries.items():
-            console.print(f"  {name:22} {about}", highlight=False, markup=False)
+            grid.add_row(f"  {name:22}", Text(about))
+        console.print(grid)
 
 
 @app.command()
@@ -99,7 +103,7 @@ def show(
     if config:
         return console.print_json(data=experiment.to_dict())
     console.print(f"{experiment.question}\n", highlight=False)
-    console.print(plan_table(experiment))
+    print_table(console, plan_table(experiment))
     for sentence in (*matches(experiment), *starts(experiment), *states_needed(experiment)):
         console.print(sentence, highlight=False)
     console.print(f"\nabout {total_minutes(experiment):,.1f} GPU minutes a seed ({ASSUMPTION})", highlight=False)
@@ -178,7 +182,7 @@ def table(
     which: Annotated[str, typer.Argument(metavar="wsfr|state", help="Weight:state FLOP ratios, or state sizes.")],
 ) -> None:
     """Print one of the paper's tables of arithmetic, computed by the accounting code, beside the paper's figures."""
-    console.print(lookup({"wsfr": wsfr_table, "state": state_table}, which, "table")())
+    print_table(console, lookup({"wsfr": wsfr_table, "state": state_table}, which, "table")())
 
 
 @app.command()

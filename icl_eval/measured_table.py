@@ -10,7 +10,7 @@ from icl_eval.plots import Group, group_runs, loss_label
 from icl_eval.positions import Positions
 from icl_eval.run_folder import Run
 from icl_eval.statistics import Estimate, Metric, best_context_loss
-from icl_eval.tables import new_table
+from icl_eval.tables import bin_label, new_table
 
 LEGEND = (
     f"Useful context: where the loss last exceeds the best-context loss by more than {SMALLEST_GAIN}, and between "
@@ -68,7 +68,7 @@ def _row(task: Documents, group: Group, early: int) -> list[str]:
         "-" if trained is None else f"{trained:,}",
         f"{config['costs']['state_elements']['mathematical']:,}",
         _cell(best.estimate),
-        f"{best.start:,}-{best.end:,}",
+        bin_label(best.start, best.end),
         "-" if reach is None else f"{reach.value:,} [{reach.low:,}, {reach.high:,}]",
         "-" if best.end <= early else _cell(icl_gain(runs, early, metric)),
         _cell(_fall(runs, early, task.seq_len, metric)),

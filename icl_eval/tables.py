@@ -200,6 +200,11 @@ def new_table(*columns: str) -> Table:
     return table
 
 
+def bin_label(start: int, end: int) -> str:
+    """The positions of a bin: one alone, or the first and the last."""
+    return f"{start:,}" if start == end else f"{start:,}-{end:,}"
+
+
 def _layer_states(model: ModelConfig, context: int) -> str:
     """Elements of state of a layer; of a hybrid's, those of each kind of layer."""
     return "+".join(f"{size.mathematical:,}" for size in dict.fromkeys(model.layer_states(context)))
@@ -216,7 +221,7 @@ def _planned(arm: Arm, snapshots: int) -> list[str]:
     schedule = arm.schedule()
     branches = make_plan(arm, schedule.steps, snapshots).steps_spent - schedule.steps
     steps = f"{schedule.steps:,}" + (f" + {branches:,}" if branches else "")
-    return [steps, _millions(schedule.tokens), f"{schedule.flops:.3g}", f"{schedule.mismatch:+.2%}"]
+    return [steps, _tokens(schedule.tokens), f"{schedule.flops:.3g}", f"{schedule.mismatch:+z.2%}"]
 
 
 def _result(task: Task, group: Group) -> list[str]:
@@ -225,15 +230,16 @@ def _result(task: Task, group: Group) -> list[str]:
     costs = runs[0].config["costs"]
     state = costs["state_elements"]["mathematical"]
     schedule = runs[0].config["schedule"]
+    seconds = np.mean([run.status["seconds"] for run in runs])
     row = [
         group.arm.name,
         f"{costs['parameters']:,}",
         _layer_states(model, costs["context"]),
         f"{state:,}",
         _ratio(Flops(**costs["forward_flops_per_token"])),
-        _millions(schedule["tokens"]),
+        _tokens(schedule["tokens"]),
         f"{schedule['flops']:.3g}",
-        f"{np.mean([run.status['seconds'] for run in runs]):.0f}",
+        f"{seconds:.0f}" if seconds >= 10 else f"{seconds:.1f}",
     ]
     diverged = [run for run in runs if run.diverged]
     if diverged:
@@ -241,12 +247,14 @@ def _result(task: Task, group: Group) -> list[str]:
         return [*row, f"NaN ({steps})", "-", "-"]
     best = best_context_loss(group.positions)
     accuracy = _interval(overall(group.positions, "accuracy")) if task.loss == "cross_entropy" else "-"
-    return [*row, _interval(best.estimate), f"{best.start}-{best.end}", accuracy]
+    return [*row, _interval(best.estimate), bin_label(best.start, best.end), accuracy]
 
 
 def _interval(estimate: Estimate) -> str:
     return "{:.3f} [{:.3f}, {:.3f}]".format(*estimate)
 
 
-def _millions(tokens: int) -> str:
+def _tokens(tokens: int) -> str:
+    if tokens < 1e5:
+        return f"{tokens / 1e3:.1f} k"
     return f"{tokens / 1e6:.2f} M"

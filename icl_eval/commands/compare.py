@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from icl_eval.comparison import Difference
@@ -22,8 +21,9 @@ from icl_eval.plots import (
     save_figure,
 )
 from icl_eval.presets import load_preset
+from icl_eval.printing import new_console, print_table
 from icl_eval.run_folder import RunFolderError, load_runs
-from icl_eval.tables import new_table
+from icl_eval.tables import bin_label, new_table
 from icl_eval.tasks import Task
 
 
@@ -57,11 +57,11 @@ def compare(
     }
     if not compared:
         raise RunFolderError("nothing to compare: no two arms were measured on the same task")
-    console = Console(width=max(Console().width, 130))
+    console = new_console()
     titles = panel_titles(compared)
     for task, differences in compared.items():
         console.print(f"\n[bold]{titles[task]}[/bold], {loss_label(task)}")
-        console.print(_rows(task, differences))
+        print_table(console, _rows(task, differences))
     console.print(
         "Intervals and stars hold with 95 % for all positions of all pairs of a task at once (max-|t| bootstrap over "
         "documents, seeds nested).",
@@ -81,7 +81,7 @@ def _rows(task: Task, differences: list[Difference]) -> Table:
             value, low, high = (bound[bin] for bound in difference.curve.estimate)
             star = " *" if difference.verdicts[bin] else "  "
             cells.append(f"{value:+.3f} [{low:+.3f}, {high:+.3f}]{star}")
-        table.add_row(f"{start:,}" if start == end else f"{start:,}-{end:,}", *cells)
+        table.add_row(bin_label(start, end), *cells)
     return table
 
 

@@ -18,6 +18,7 @@ from icl_eval.config import lookup
 from icl_eval.experiment import Experiment
 from icl_eval.plots import save_figure
 from icl_eval.presets import load_preset, preset_files
+from icl_eval.printing import new_console, print_table
 from icl_eval.run_folder import RunFolderError, to_json, write_atomically
 from icl_eval.tasks import TASKS, Files, TextTask
 from icl_eval.tasks.base import SPLITS
@@ -45,15 +46,15 @@ def inspect(
     lookup(dict.fromkeys(get_args(TokenizerName)), tokenizer, "tokenizer")
     fields = {"tokenizer": tokenizer, "vocab_size": vocab_size, "tokenizer_path": tokenizer_path}
     tasks = text_tasks(source, fields)
-    console = Console(width=max(Console().width, 110))
+    console = new_console()
     for number, task in enumerate(tasks):
         corpus = task.corpus()
         file = out if number == 0 else out.with_name(f"{out.stem}-{number + 1}{out.suffix}")
         console.print(f"\n[bold]{task.name}[/bold], tokens: {task.tokenizer}")
-        console.print(_summary(corpus))
-        console.print(_lengths(corpus))
+        print_table(console, _summary(corpus))
+        print_table(console, _lengths(corpus))
         if corpus.documents["group"].any():
-            console.print(_groups(corpus))
+            print_table(console, _groups(corpus))
         for key, value in corpus.about.items():
             console.print(f"{key}: {value}", highlight=False, markup=False)
         console.print(f"an example, from {_example(corpus)}", highlight=False, markup=False)

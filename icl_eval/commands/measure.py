@@ -11,7 +11,6 @@ from typing import Annotated, Any, Literal, get_args
 
 import torch
 import typer
-from rich.console import Console
 
 from icl_eval.commands.data import text_tasks
 from icl_eval.config import lookup
@@ -20,6 +19,7 @@ from icl_eval.measured import Documents, MeasuredArm, PretrainedConfig
 from icl_eval.models import ModelConfig
 from icl_eval.positions import append
 from icl_eval.presets import load_preset
+from icl_eval.printing import new_console
 from icl_eval.run import environment, make_accelerator
 from icl_eval.run_folder import RunFolder, load_runs, to_json, write_atomically
 from icl_eval.spans import Span, choose_spans, hash_of
@@ -28,7 +28,6 @@ from icl_eval.summary import summarise
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 DEFAULT_CONTEXT = 1024
-TABLE_WIDTH = 150
 Unit = Literal["bytes", "tokens"]
 
 
@@ -83,7 +82,7 @@ def measure(
     for axis in get_args(Unit):
         arms = [{"name": name} for name in dict.fromkeys(subject.name for subject in subjects)]
         write_atomically(root / axis / "experiment.json", to_json({"arms": arms}, indent=2))
-    console = Console(width=max(Console().width, TABLE_WIDTH))
+    console = new_console()
     documents = len({span.document for span in chosen})
     console.print(f"{len(chosen)} spans of {documents} documents, context {asked:,} {unit}", highlight=False)
     for subject in subjects:

@@ -2,7 +2,7 @@
 
 import random
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Annotated, NamedTuple
 
 import numpy as np
@@ -42,13 +42,9 @@ def check(
     if seconds < 0:
         raise ValueError(f"--seconds {seconds:g}: must be at least 0")
     console = Console()
-    tasks: Iterable[Task]
-    if task.endswith(".py"):
-        tasks = defaults_in(task, Task) or load_preset(task).tasks()  # type: ignore[type-abstract]
-    else:
-        tasks = [_built_in(task)]
+    own = defaults_in(task, Task) if task.endswith(".py") else [_built_in(task)]  # type: ignore[type-abstract]
     failed = False
-    for each in tasks:
+    for each in own or load_preset(task).tasks():
         console.print(f"[bold]{each.name}[/]: {each}", highlight=False, soft_wrap=True)
         console.print(sample(each), highlight=False, markup=False, soft_wrap=True)
         for finding in check_task(each, seconds):

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from icl_eval.commands.launching import (
@@ -20,6 +19,7 @@ from icl_eval.commands.launching import (
     launch,
 )
 from icl_eval.presets import load_preset, on_text
+from icl_eval.printing import new_console, print_table
 from icl_eval.tuning import Grid, tune
 
 
@@ -39,7 +39,7 @@ def tune_command(
     gpus_per_run: GpusOption = 1.0,
 ) -> None:
     """Try learning rates for every arm of a preset, equally many, and write what came out to a ledger."""
-    console = Console()
+    console = new_console()
     path = ledger or out / "ledger.json"
     experiment = load_preset(preset, scale)
     if text is not None:
@@ -60,7 +60,7 @@ def tune_command(
             console=console,
         ),
     )
-    console.print(_grid_table(grids))
+    print_table(console, _grid_table(grids))
     for name, grid in grids.items():
         if grid.at_edge:
             console.print(f"warning: the best rate of {name} lies at the edge of its grid", highlight=False)
