@@ -35,7 +35,8 @@ _OTHERS = ("#E69F00", "#56B4E9", "#000000", "#999933")
 
 class Group(NamedTuple):
     """The runs of one arm, one a seed; those that diverged are counted, not drawn. Named by model, or by arm where
-    models share a name; what the names of all the task's arms begin with, as in ``mqar-power``, is left out.
+    models share a name; what the names of all the task's arms begin with, as in ``mqar-power``, is left out. Arms of
+    several experiments that share even that are told apart by their experiments' folders.
     """
 
     arm: Arm | MeasuredArm
@@ -45,6 +46,11 @@ class Group(NamedTuple):
     @property
     def positions(self) -> list[Positions]:
         return [run.positions for run in self.runs if run.positions is not None and not run.diverged]
+
+    @property
+    def folder(self) -> str:
+        """The name of the experiment's folder."""
+        return self.runs[0].path.parents[2 if isinstance(self.arm, MeasuredArm) else 1].name
 
     @property
     def label(self) -> str:
@@ -67,6 +73,8 @@ def group_runs(runs: Iterable[Run]) -> dict[Task, list[Group]]:
         if len(set(names)) == 1 or not all(group.arm.name.startswith(kind) for group in groups):
             kind = ""
         groups[:] = [g._replace(name=g.arm.name.removeprefix(kind)) if names.count(g.name) > 1 else g for g in groups]
+        names = [group.name for group in groups]
+        groups[:] = [g._replace(name=f"{g.name}, {g.folder}") if names.count(g.name) > 1 else g for g in groups]
     return tasks
 
 
@@ -229,10 +237,14 @@ def plot_training(runs: Sequence[Run]) -> Figure:
                 fit_to_lines(ax)
             ax.set_xlabel(label)
             log_axis(ax, base=10)
+            ax.xaxis.set_minor_formatter(NullFormatter())
         column[0].set_title(titles[task])
+        for ax in column:
+            if ax.get_xscale() == "log":
+                ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         if column[1].get_xscale() == "log":
-            column[1].xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             column[1].xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,g}"))
+        column[0].xaxis.set_major_formatter(FuncFormatter(lambda x, _: re.sub(r"e\+0?", "e", f"{x:.3g}")))
         legend(column[0])
     return figure
 
@@ -325,7 +337,9 @@ def log_axis(ax: Axes, base: int = 2) -> None:
         return
     ax.set_xscale("log", base=base)
     if base == 2:
-        ax.xaxis.set_major_locator(LogLocator(base=2, numticks=9))
+        low, high = ax.get_xlim()
+        narrow = (1, 1.25, 1.5, 1.75) if high < 4 * low else (1,)
+        ax.xaxis.set_major_locator(LogLocator(base=2, subs=narrow, numticks=9))
         ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
         ax.xaxis.set_minor_formatter(NullFormatter())
 

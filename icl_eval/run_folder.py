@@ -213,9 +213,13 @@ class Run:
 
     @cached_property
     def positions(self) -> Positions | None:
-        """Losses by position; ``None`` where the run ended before the first measurement."""
+        """Losses by position; ``None`` where the loss was NaN before the first measurement.
+
+        Raises:
+            RunFolderError: the file is damaged, or a complete run lacks it.
+        """
         file = self.path / "positions.npz"
-        return _read_positions(file) if file.exists() else None
+        return None if self.diverged and not file.exists() else _read_positions(file)
 
 
 def load_run(path: str | Path) -> Run:
@@ -233,7 +237,7 @@ def load_run(path: str | Path) -> Run:
 
 
 def load_runs(paths: str | Path | Sequence[str | Path]) -> list[Run]:
-    """Read every finished run at or below the given folders, in the order their experiments list them.
+    """Read every finished run at or below the given folders once, in the order their experiments list them.
 
     Raises:
         RunFolderError: a folder holds no finished run.
@@ -245,7 +249,7 @@ def load_runs(paths: str | Path | Sequence[str | Path]) -> list[Run]:
         if not finished:
             raise RunFolderError(f"{path} holds no finished run (no DONE file at or below it)")
         runs += sorted(finished, key=_place_in_experiment)
-    return runs
+    return list({run.path: run for run in runs}.values())
 
 
 def _place_in_experiment(run: Run) -> tuple[str, int, int]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from icl_eval.evidence import ArmRuns
-from icl_eval.run_folder import Run
+from icl_eval.run_folder import Run, RunFolder
 
 
 @dataclass(frozen=True)
@@ -72,10 +72,20 @@ class Study:
     @property
     def missing(self) -> tuple[str, ...]:
         """Arms and seeds that the experiment lists, or that other arms have, and that have not finished."""
+        return tuple(f"{name} seed {seed}" for name, seed in self._missing)
+
+    @property
+    def unfinished(self) -> tuple[str, ...]:
+        """The missing ones that are not merely left out of :attr:`runs`."""
+        folders = {f"{name} seed {seed}": self.root / name / f"seed{seed}" for name, seed in self._missing}
+        return tuple(run for run, folder in folders.items() if not RunFolder(folder).done)
+
+    @property
+    def _missing(self) -> list[tuple[str, int]]:
         done = {(run.name, run.seed) for run in self.runs}
         seeds = sorted({*self.described.get("seeds", ()), *self.seeds})
         names = [arm["name"] for arm in self.described.get("arms", [])] or [arm.name for arm in self.arms]
-        return tuple(f"{name} seed {seed}" for name in names for seed in seeds if (name, seed) not in done)
+        return [(name, seed) for name in names for seed in seeds if (name, seed) not in done]
 
 
 def studies(runs: Sequence[Run]) -> list[Study]:

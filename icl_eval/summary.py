@@ -10,6 +10,7 @@ from icl_eval.measured_table import LEGEND, measured_tables
 from icl_eval.plots import plot_all
 from icl_eval.printing import print_table
 from icl_eval.run_folder import Run
+from icl_eval.studies import studies
 from icl_eval.tables import bits_per_byte, in_context_learning, loss_units, results_table, waiting
 
 
@@ -23,6 +24,9 @@ def summarise(runs: Sequence[Run], out: Path, console: Console) -> None:
     )
     if trained:
         print_table(console, results_table(trained))
+        for study in studies(trained):
+            if study.unfinished:
+                console.print(f"Not finished, and left out: {', '.join(study.unfinished)}.", highlight=False)
         console.print(
             f"Losses per scored token, in {loss_units(trained)}; 95 % intervals by bootstrap {spread}, widened for few."
         )

@@ -1,5 +1,6 @@
 """Tables: what an experiment will cost, what it found, and the paper's two tables of arithmetic."""
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,7 +17,7 @@ from icl_eval.arithmetic import (
 )
 from icl_eval.experiment import Arm, Experiment
 from icl_eval.models import Flops, ModelConfig
-from icl_eval.plots import Group, group_runs
+from icl_eval.plots import Group, group_runs, panel_titles
 from icl_eval.run_folder import Run
 from icl_eval.schedule import make_plan
 from icl_eval.statistics import Estimate, best_context_loss, context_gain, overall
@@ -89,9 +90,16 @@ def results_table(runs: Sequence[Run]) -> Table:
         "at\npositions",
         "accuracy",
     )
-    for task, groups in group_runs(runs).items():
+    tasks = group_runs(runs)
+    titles = panel_titles(tasks)
+    named = Counter(group.arm.name for groups in tasks.values() for group in groups)
+    for task, groups in tasks.items():
+        here = Counter(group.arm.name for group in groups)
         for group in groups:
-            table.add_row(*_result(task, group))
+            name = group.arm.name
+            if named[name] > 1:
+                name += f" ({titles[task] if here[name] == 1 else group.folder})"
+            table.add_row(name, *_result(task, group))
         table.add_section()
     return table
 
@@ -232,7 +240,6 @@ def _result(task: Task, group: Group) -> list[str]:
     schedule = runs[0].config["schedule"]
     seconds = np.mean([run.status["seconds"] for run in runs])
     row = [
-        group.arm.name,
         f"{costs['parameters']:,}",
         _layer_states(model, costs["context"]),
         f"{state:,}",

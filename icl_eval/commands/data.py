@@ -49,6 +49,8 @@ def inspect(
     console = new_console()
     for number, task in enumerate(tasks):
         corpus = task.corpus()
+        if not corpus.sizes.any():
+            raise ValueError(f"{source}: its documents hold no text")
         file = out if number == 0 else out.with_name(f"{out.stem}-{number + 1}{out.suffix}")
         console.print(f"\n[bold]{task.name}[/bold], tokens: {task.tokenizer}")
         print_table(console, _summary(corpus))
@@ -71,6 +73,12 @@ def export(
     if folder.exists() and not (folder.is_dir() and ((folder / FROZEN).is_file() or not any(folder.iterdir()))):
         raise ValueError(f"{folder} holds something else: name a folder that is new, empty, or an earlier export")
     corpus = text_tasks(source, {})[0].text()
+    for split in SPLITS:
+        if not len(corpus.members(split)):
+            raise ValueError(
+                f"{source}: none of its documents is in the split {split!r}; add documents, or name one train… and "
+                "another heldout…"
+            )
     bar = Console(stderr=True)
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -42,6 +42,9 @@ def launch(
     if sharding != "none" and (jobs != 1 or launcher != "local"):
         raise ValueError(f"--sharding {sharding}: needs torchrun, which neither --jobs nor --launcher ray goes with")
 
+    if gpus_per_run != 1 and launcher == "local":
+        raise ValueError(f"--gpus-per-run {gpus_per_run:g}: needs --launcher ray; here --jobs shares the GPUs out")
+
     def on_end(run: str, failure: str | None) -> None:
         console.print(f"{run}: {'done' if failure is None else f'failed: {failure}'}", highlight=False, markup=False)
 

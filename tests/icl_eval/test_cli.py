@@ -92,7 +92,26 @@ def test_a_users_own_file_runs_plots_and_resumes(
     assert (tmp_path / "new" / "training.png").exists()
     preset.write_text(USER_FILE + "# another version\n")
     icl_eval(monkeypatch, capsys, "run", preset, "--out", out, "--device", "cpu")
-    assert len(list(out.iterdir())) == 2, "results of changed code are not reused"
+    first, second = sorted(out.iterdir(), key=lambda path: path != folder)
+    assert first == folder, "results of changed code are not reused"
+
+    code, text, errors = icl_eval(monkeypatch, capsys, "plot", out, first, "--preset", preset)
+    assert code == 0, errors
+    assert [text.count(f"mine ({root.name}) ") for root in (first, second)] == [1, 1]
+    code, text, errors = icl_eval(monkeypatch, capsys, "compare", out, "--preset", preset)
+    assert code == 0, errors
+    assert f"mine, {first.name}" in text
+    assert f"mine, {second.name}" in text
+
+    (first / "mine" / "seed1" / "DONE").unlink()
+    _, text, _ = icl_eval(monkeypatch, capsys, "plot", first, "--preset", preset)
+    assert "Not finished, and left out: mine seed 1." in text
+    _, text, _ = icl_eval(monkeypatch, capsys, "plot", second / "mine" / "seed0", "--preset", preset)
+    assert "Not finished" not in text
+    (first / "mine" / "seed0" / "positions.npz").unlink()
+    code, _, errors = icl_eval(monkeypatch, capsys, "plot", first, "--preset", preset)
+    assert code == 2
+    assert "positions.npz is damaged" in errors
 
 
 @pytest.mark.parametrize(
@@ -102,6 +121,7 @@ def test_a_users_own_file_runs_plots_and_resumes(
         (["run", "nowhere.py"], "there is no file 'nowhere.py'"),
         (["run", "quickstart", "--seeds", "a"], "--seeds 'a': must be whole numbers"),
         (["run", "quickstart", "--device", "gpu"], "device = 'gpu'"),
+        (["run", "quickstart", "--gpus-per-run", "0.5"], "--gpus-per-run 0.5: needs --launcher ray"),
         (["run", "quickstart", "--launcher", "rya"], "unknown launcher 'rya'; did you mean 'ray'"),
         (["run", "quickstart", "--ledger", "nowhere.json"], "there is no ledger nowhere.json"),
         (["tune", "tables"], "the preset 'tables' trains nothing"),
