@@ -211,3 +211,27 @@ def test_mistakes_are_answered_in_a_sentence(
     code, _, errors = icl_eval(monkeypatch, capsys, *arguments)
     assert code == 2
     assert message in errors
+
+
+@pytest.mark.parametrize(
+    ("text", "command", "message"),
+    [
+        ("", ["inspect"], "its documents hold no text"),
+        ("hello world " * 50, ["export"], "none of its documents is in the split 'heldout'; add documents"),
+    ],
+    ids=["no text", "one document"],
+)
+def test_a_corpus_that_is_too_small_is_refused(
+    text: str,
+    command: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    (tmp_path / "a.txt").write_text(text)
+    target = [tmp_path / "frozen"] if command == ["export"] else ["--out", tmp_path / "lengths.png"]
+    code, _, errors = icl_eval(monkeypatch, capsys, "data", *command, tmp_path / "a.txt", *map(str, target))
+    assert code == 2
+    assert message in errors
+    assert not (tmp_path / "frozen").exists()
