@@ -18,6 +18,7 @@ from icl_eval.commands import mixer as mixer_commands
 from icl_eval.commands import task as task_commands
 from icl_eval.commands.claims import claims
 from icl_eval.commands.compare import compare
+from icl_eval.commands.doctor import doctor
 from icl_eval.commands.launching import (
     DeviceOption,
     GpusOption,
@@ -36,7 +37,6 @@ from icl_eval.commands.report import report
 from icl_eval.commands.tune import tune_command
 from icl_eval.config import lookup
 from icl_eval.experiment import Untrained
-from icl_eval.kernels.doctor import doctor as check_kernels
 from icl_eval.minutes import ASSUMPTION, total_minutes
 from icl_eval.models import MIXERS
 from icl_eval.presets import define_preset, load_preset, on_text, preset_files
@@ -185,13 +185,7 @@ def table(
     print_table(console, lookup({"wsfr": wsfr_table, "state": state_table}, which, "table")())
 
 
-@app.command()
-def doctor() -> None:
-    """Check every kernel against its reference on this machine, and say which backend will be used and why."""
-    if not check_kernels():
-        raise typer.Exit(1)
-
-
+app.command()(doctor)
 app.command()(claims)
 app.command()(report)
 app.command()(measure)

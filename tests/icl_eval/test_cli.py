@@ -185,6 +185,8 @@ def test_doctor_names_the_backend_and_the_reason(
     code, out, _ = icl_eval(monkeypatch, capsys, "doctor")
     assert code == 0
     assert "backend: chunked, because" in out
+    assert out.count("ok    degree") == 4
+    assert "extras of icl-eval" in out
 
 
 def test_the_installed_command_starts() -> None:
