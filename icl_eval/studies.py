@@ -9,6 +9,8 @@ from typing import Any
 from icl_eval.evidence import ArmRuns
 from icl_eval.run_folder import Run, RunFolder
 
+SCALES = ("smoke", "h200", "paper")
+
 
 @dataclass(frozen=True)
 class Study:
@@ -31,11 +33,11 @@ class Study:
     @property
     def preset(self) -> str:
         """Name of the preset, without the scale."""
-        return self.name.rpartition("-")[0] or self.name
+        return self.name.removesuffix(f"-{self.scale}")
 
     @property
     def scale(self) -> str:
-        return self.name.rpartition("-")[2] if "-" in self.name else ""
+        return next((scale for scale in SCALES if self.name.endswith(f"-{scale}")), "")
 
     @property
     def key(self) -> str:
