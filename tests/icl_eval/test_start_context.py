@@ -144,3 +144,19 @@ def test_every_length_is_met_before_time_is_taken(tmp_path: Path, monkeypatch: p
     run_experiment(replace(TINY, arms=(short_start(start_tokens=1),)), tmp_path, device="cpu")
     assert met[:3] == [START["start_context"], TEXT.task.seq_len, "step"]
     assert set(met[3:]) == {"step"}
+
+
+@pytest.mark.slow
+def test_compiled_runs_end_where_eager_ones_do(tmp_path: Path) -> None:
+    """Through short pieces, whole sequences, branches and measurements; needs a C++ compiler."""
+    arm = short_start(start_tokens=TEXT.tokens_per_step)
+    ends = []
+    for compiled in (False, True):
+        training = replace(arm.training, compile=compiled)
+        model = replace(arm.model, num_layers=2)
+        experiment = replace(TINY, arms=(replace(arm, training=training, model=model),))
+        (run,) = load_runs(run_experiment(experiment, tmp_path / str(compiled), device="cpu"))
+        assert run.positions is not None
+        ends.append(run.positions.nll_sum.sum(axis=1) / run.positions.count.sum())
+    np.testing.assert_allclose(ends[1], ends[0], rtol=1e-3)
+    assert len(ends[0]) == 3
