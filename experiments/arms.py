@@ -9,9 +9,9 @@ from icl_eval import Arm, Budget, Training
 from icl_eval.config import lookup
 from icl_eval.models import RWKV, Backbone, MixerConfig, ModelConfig, Power, rotary_base
 from icl_eval.models.sizes import SIZES, Size
+from icl_eval.studies import SCALES
 from icl_eval.tasks import SourceCode
 
-SCALES = ("smoke", "h200", "paper")
 TINY = Size(width=16, num_layers=1, num_heads=2)
 """Of every smoke arm."""
 NARROW = Size(width=192, num_layers=6, num_heads=3)
@@ -53,7 +53,7 @@ def text_arm(
     branches: tuple[float, ...] = (0.25, 0.5, 1.0),
     start_context: int | None = None,
     start_tokens: int = 0,
-    compile: bool = False,
+    compile: bool = True,
     rolled_windows: int | None = None,
 ) -> Arm:
     """An arm on source code, which ``--text`` swaps for other documents.
@@ -72,7 +72,7 @@ def text_arm(
         branches: shares of the budget at which decay branches end.
         start_context, start_tokens: of the first tokens of training, as in :class:`icl_eval.Training`.
         rolled_windows: of each held-out document, as in :class:`icl_eval.tasks.TextTask`.
-        compile: the layers, beyond the smoke scale; worth its half minute a run where runs take several.
+        compile: the layers, beyond the smoke scale; not worth its half minute where runs are as short.
     """
     mixers = mixer if isinstance(mixer, tuple) else (mixer,)
     task = SourceCode(seq_len=context, rolled_windows=rolled_windows)

@@ -24,13 +24,7 @@ def experiment(scale: str = "smoke") -> Experiment:
         "p4": Power(degree=4),
     }
     arm = partial(
-        text_arm,
-        scale=scale,
-        compile=True,
-        size=size,
-        context=context,
-        tokens_per_step=tokens_per_step,
-        budget=Budget(flops=flops),
+        text_arm, scale=scale, size=size, context=context, tokens_per_step=tokens_per_step, budget=Budget(flops=flops)
     )
     return Experiment(
         name=f"beyond_degrees-{scale}",

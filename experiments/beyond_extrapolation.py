@@ -14,9 +14,7 @@ def experiment(scale: str = "smoke") -> Experiment:
         "h200": (MICRO, (4096, 16_384), 32_768, 1.2e16),
         "paper": (SMALL, (4096, 16_384), 32 * 65_536, 1e20),
     }[check_scale(scale)]
-    arm = partial(
-        text_arm, scale=scale, compile=True, size=size, tokens_per_step=tokens_per_step, budget=Budget(flops=flops)
-    )
+    arm = partial(text_arm, scale=scale, size=size, tokens_per_step=tokens_per_step, budget=Budget(flops=flops))
     return Experiment(
         name=f"beyond_extrapolation-{scale}",
         question="How far past the context that they were trained at do models go on learning in context?",

@@ -23,13 +23,7 @@ def experiment(scale: str = "smoke") -> Experiment:
         "window-window-power": (window, window, Power()),
     }
     arm = partial(
-        text_arm,
-        scale=scale,
-        compile=True,
-        size=size,
-        context=context,
-        tokens_per_step=tokens_per_step,
-        budget=Budget(flops=flops),
+        text_arm, scale=scale, size=size, context=context, tokens_per_step=tokens_per_step, budget=Budget(flops=flops)
     )
     return Experiment(
         name=f"beyond_hybrid-{scale}",

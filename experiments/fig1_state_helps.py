@@ -20,6 +20,7 @@ def experiment(scale: str = "smoke") -> Experiment:
     arm = partial(
         text_arm,
         scale=scale,
+        compile=scale == "paper",
         size=size,
         tokens_per_step=tokens_per_step,
         budget=Budget(tokens=tokens),

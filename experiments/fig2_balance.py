@@ -21,7 +21,6 @@ def experiment(scale: str = "smoke") -> Experiment:
                 f"context-{context}",
                 Softmax(),
                 scale=scale,
-                compile=True,
                 size=size,
                 context=context,
                 tokens_per_step=tokens_per_step,

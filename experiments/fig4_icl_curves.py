@@ -15,13 +15,7 @@ def experiment(scale: str = "smoke") -> Experiment:
         "paper": (SMALL, 1024, 32_768, 2e18),
     }[check_scale(scale)]
     arm = partial(
-        text_arm,
-        scale=scale,
-        compile=True,
-        size=size,
-        context=context,
-        tokens_per_step=tokens_per_step,
-        budget=Budget(flops=flops),
+        text_arm, scale=scale, size=size, context=context, tokens_per_step=tokens_per_step, budget=Budget(flops=flops)
     )
     return Experiment(
         name=f"fig4_icl_curves-{scale}",

@@ -27,6 +27,7 @@ def experiment(scale: str = "smoke") -> Experiment:
                 name,
                 Power(),
                 scale=scale,
+                compile=scale == "paper",
                 size=size,
                 context=length,
                 tokens_per_step=length * batch,

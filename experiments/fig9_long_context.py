@@ -24,7 +24,6 @@ def experiment(scale: str = "smoke") -> Experiment:
     arm = partial(
         text_arm,
         scale=scale,
-        compile=True,
         context=context,
         tokens_per_step=tokens_per_step,
         budget=Budget(flops=flops),

@@ -14,9 +14,7 @@ def experiment(scale: str = "smoke") -> Experiment:
         "h200": (MICRO, 1024, 4096, 32_768, 1.6e16),
         "paper": (SMALL, 1024, 4096, 131_072, 1e19),
     }[check_scale(scale)]
-    arm = partial(
-        text_arm, scale=scale, compile=True, size=size, tokens_per_step=tokens_per_step, budget=Budget(flops=flops)
-    )
+    arm = partial(text_arm, scale=scale, size=size, tokens_per_step=tokens_per_step, budget=Budget(flops=flops))
     return Experiment(
         name=f"table4_equal_inference-{scale}",
         question="At equal cost of inference, does anything beat softmax attention at a short context?",

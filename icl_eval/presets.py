@@ -90,7 +90,7 @@ def defaults_in(file: str, kind: type[C]) -> list[C]:
 
 @contextmanager
 def _located_errors(path: Path) -> Iterator[None]:
-    """Say of whatever goes wrong in a user's file in which of its lines it did.
+    """Say of whatever goes wrong in a user's file in which of its lines it did; built-in presets are left alone.
 
     Raises:
         ValueError: in place of any exception.
@@ -98,6 +98,8 @@ def _located_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        if path in preset_files().values():
+            raise
         file = str(path.absolute())
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
         what = str(error)

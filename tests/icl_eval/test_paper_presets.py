@@ -81,7 +81,7 @@ def test_presets_without_training_say_where_the_answer_comes_from(name: str) -> 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("fig9_long_context", "h20"), "unknown scale 'h20'; did you mean 'h200'"),
+        (("fig9_long_context", "h20"), "^unknown scale 'h20'; did you mean 'h200'"),
         (("quickstart", "h200"), "has no scales"),
     ],
 )

@@ -1,6 +1,5 @@
 """``icl-eval mixer check`` finds what is wrong with a mixer, and nothing where nothing is."""
 
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -9,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from icl_eval.cli import main
 from icl_eval.commands.mixer import check_mixer
 from icl_eval.models import MIXERS, Flops, MixerConfig, StateSize
 from icl_eval.models.mixers import Mixer
+from tests.icl_eval.test_cli import icl_eval
 
 
 class Total(NamedTuple):
@@ -92,11 +91,9 @@ def test_faults_are_found(fault: str) -> None:
 def test_the_command_answers_mistakes_in_a_sentence(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["icl-eval", "mixer", "check", "softmx"])
-    with pytest.raises(SystemExit) as stop:
-        main()
-    assert stop.value.code == 2
-    assert "unknown mixer 'softmx'; did you mean 'softmax'" in capsys.readouterr().err
+    code, _, errors = icl_eval(monkeypatch, capsys, "mixer", "check", "softmx")
+    assert code == 2
+    assert "unknown mixer 'softmx'; did you mean 'softmax'" in errors
 
 
 def test_a_file_without_an_experiment_is_checked_with_its_defaults(
@@ -107,8 +104,6 @@ def test_a_file_without_an_experiment_is_checked_with_its_defaults(
         "from typing import ClassVar\nfrom icl_eval.models import Softmax\n\n\n"
         'class OwnSoftmax(Softmax):\n    name: ClassVar[str] = "own_softmax"\n'
     )
-    monkeypatch.setattr(sys, "argv", ["icl-eval", "mixer", "check", str(file)])
-    with pytest.raises(SystemExit) as stop:
-        main()
-    assert not stop.value.code
-    assert capsys.readouterr().out.count("own_softmax: OwnSoftmax(") == 1
+    code, out, _ = icl_eval(monkeypatch, capsys, "mixer", "check", file)
+    assert code == 0
+    assert out.count("own_softmax: OwnSoftmax(") == 1

@@ -1,6 +1,5 @@
 """``icl-eval task check`` finds what is wrong with a task, and nothing where nothing is."""
 
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,10 +8,10 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
-from icl_eval.cli import main
 from icl_eval.commands.task import check_task, sample
 from icl_eval.tasks import MQAR, Classification, Markov, RegBench, Regression, SourceCode, Task
 from icl_eval.tasks.base import GeneratedTask
+from tests.icl_eval.test_cli import icl_eval
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,11 +138,9 @@ def test_what_cannot_be_learned_is_said() -> None:
 def test_mistakes_are_answered_in_a_sentence(
     arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["icl-eval", "task", "check", *arguments])
-    with pytest.raises(SystemExit) as stop:
-        main()
-    assert stop.value.code == 2
-    assert message in capsys.readouterr().err
+    code, _, errors = icl_eval(monkeypatch, capsys, "task", "check", *arguments)
+    assert code == 2
+    assert message in errors
 
 
 def test_a_file_without_an_experiment_is_checked_with_its_defaults(
@@ -154,8 +151,6 @@ def test_a_file_without_an_experiment_is_checked_with_its_defaults(
         "from typing import ClassVar\nfrom icl_eval.tasks import MQAR\n\n\n"
         'class ShortRecall(MQAR):\n    name: ClassVar[str] = "short_recall"\n'
     )
-    monkeypatch.setattr(sys, "argv", ["icl-eval", "task", "check", str(file), "--seconds", "0"])
-    with pytest.raises(SystemExit) as stop:
-        main()
-    assert not stop.value.code
-    assert capsys.readouterr().out.count("short_recall: ShortRecall(") == 1
+    code, out, _ = icl_eval(monkeypatch, capsys, "task", "check", file, "--seconds", "0")
+    assert code == 0
+    assert out.count("short_recall: ShortRecall(") == 1
