@@ -53,7 +53,7 @@ def text_arm(
     branches: tuple[float, ...] = (0.25, 0.5, 1.0),
     start_context: int | None = None,
     start_tokens: int = 0,
-    compile: bool = True,
+    short: bool = False,
     rolled_windows: int | None = None,
 ) -> Arm:
     """An arm on source code, which ``--text`` swaps for other documents.
@@ -72,7 +72,7 @@ def text_arm(
         branches: shares of the budget at which decay branches end.
         start_context, start_tokens: of the first tokens of training, as in :class:`icl_eval.Training`.
         rolled_windows: of each held-out document, as in :class:`icl_eval.tasks.TextTask`.
-        compile: the layers, beyond the smoke scale; not worth its half minute where runs are as short.
+        short: at the h200 scale runs are too short to pay for the half minute that compiling the layers takes.
     """
     mixers = mixer if isinstance(mixer, tuple) else (mixer,)
     task = SourceCode(seq_len=context, rolled_windows=rolled_windows)
@@ -88,7 +88,7 @@ def text_arm(
         branches=branches,
         start_context=start_context,
         start_tokens=start_tokens,
-        compile=compile and scale != "smoke",
+        compile=scale == "paper" or (scale == "h200" and not short),
     )
     return Arm(name=name, task=task, model=model, training=training, budget=budget)
 

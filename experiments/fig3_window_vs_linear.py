@@ -15,12 +15,7 @@ def experiment(scale: str = "smoke") -> Experiment:
         "paper": (SMALL, (1024, 8192), 32_768, 2e18),
     }[check_scale(scale)]
     arm = partial(
-        text_arm,
-        scale=scale,
-        compile=scale == "paper",
-        size=size,
-        tokens_per_step=tokens_per_step,
-        budget=Budget(flops=flops),
+        text_arm, scale=scale, short=True, size=size, tokens_per_step=tokens_per_step, budget=Budget(flops=flops)
     )
     return Experiment(
         name=f"fig3_window_vs_linear-{scale}",

@@ -27,7 +27,7 @@ def experiment(scale: str = "smoke") -> Experiment:
                 name,
                 Power(),
                 scale=scale,
-                compile=scale == "paper",
+                short=True,
                 size=size,
                 context=length,
                 tokens_per_step=length * batch,

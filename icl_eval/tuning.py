@@ -99,7 +99,7 @@ def tune(
     entries = read_ledger(path)
     for _ in range(1 + MAX_EXTENSIONS):
         missing = {
-            (name, rate): _at_rate(trials[name], rate)
+            (name, rate): at_rate(trials[name], rate)
             for name, asked in wanted.items()
             for rate in sorted(asked - set(_grid(entries, experiment, trials[name]).rates))
         }
@@ -144,7 +144,7 @@ def apply_ledger(experiment: Experiment, path: str | Path) -> tuple[Experiment, 
         grid = _sorted(entry for entry in own if entry["budget"] == budget)
         if grid.best is None:
             raise ValueError(f"arm {arm.name!r} diverged at every rate in the ledger {path}")
-        arms.append(_at_rate(arm, grid.best))
+        arms.append(at_rate(arm, grid.best))
         records[arm.name] = {
             "learning_rate": grid.best,
             "at_edge": grid.at_edge,
@@ -192,7 +192,7 @@ def _trial(arm: Arm, fraction: float) -> Arm:
     return replace(arm, budget=budget, training=replace(arm.training, branches=(1.0,)))
 
 
-def _at_rate(arm: Arm, rate: float) -> Arm:
+def at_rate(arm: Arm, rate: float) -> Arm:
     """The arm at another learning rate, the final one in the same proportion."""
     share = arm.training.final_learning_rate / arm.training.learning_rate
     return replace(arm, training=replace(arm.training, learning_rate=rate, final_learning_rate=rate * share))

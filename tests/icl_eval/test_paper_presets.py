@@ -13,9 +13,11 @@ from icl_eval.presets import define_preset, load_preset, preset_files
 from icl_eval.run import run_experiment
 from icl_eval.tasks.text import sources, tasks
 from icl_eval.tasks.text.sources import SourceCodeReader
+from icl_eval.tuning import at_rate
 from icl_eval.verdicts import verdicts
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "reproduce.md"
+ROOT = Path(__file__).parents[2]
+DOCUMENT, RESULTS = ROOT / "docs" / "reproduce.md", ROOT / "results"
 UNTRAINED = ("tables", "fig6_kernels")
 TRAINED = sorted(preset_files().keys() - {"quickstart", "state_frontier", *UNTRAINED})
 
@@ -67,6 +69,23 @@ def test_the_central_preset_mirrors_the_papers_weight_state_ratios() -> None:
     )
     for name, ratio in reduced.items():
         assert 0.4 < ratio / paper[name] < 2.5, name
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_layers_are_compiled_where_runs_are_long_enough(name: str) -> None:
+    short = {"fig1_state_helps", "fig3_window_vs_linear", "fig8_axes"}
+    for scale, compiled in (("smoke", False), ("h200", name not in short), ("paper", True)):
+        assert {arm.training.compile for arm in load_preset(name, scale).arms} == {compiled}, scale
+
+
+def test_published_runs_are_those_of_the_central_preset() -> None:
+    """Further seeds join them only while nothing but the text and the tuned rates differs."""
+    published = {run.name: run.arm for run in load_runs(RESULTS / "fig9_long_context")}
+    arms = {arm.name: arm for arm in load_preset("fig9_long_context", "h200").arms}
+    assert published.keys() == arms.keys()
+    for name, arm in published.items():
+        preset = at_rate(arms[name], arm.training.learning_rate)
+        assert (preset.training, preset.model, preset.budget) == (arm.training, arm.model, arm.budget)
 
 
 @pytest.mark.parametrize("name", UNTRAINED)
