@@ -138,6 +138,10 @@ def run(
     experiment, tuning = (experiment, {}) if ledger is None else apply_ledger(experiment, ledger)
     for name in (name for name, record in tuning.items() if record["at_edge"]):
         console.print(f"warning: the learning rate of {name} lies at the edge of its grid", highlight=False)
+    if reused := [name for name, record in tuning.items() if record["reused"]]:
+        console.print(
+            f"learning rates of {', '.join(reused)}: found on other documents or another start", highlight=False
+        )
     folder, failures = launch(
         experiment,
         out,

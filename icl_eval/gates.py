@@ -99,8 +99,10 @@ def _learning_rate(evidence: Evidence) -> Gate:
     shut = dict.fromkeys(f"{name}: {found}" for name, tuning in tunings if (found := _untuned(tuning)) is not None)
     tries = {name: len(tuning["learning_rates"]) for name, tuning in tunings if tuning}
     listed = ", ".join(f"{name} {count}" for name, count in tries.items())
+    reused = dict.fromkeys(name for name, tuning in tunings if tuning and tuning.get("reused"))
+    origin = f" (on other documents or from another start: {', '.join(reused)})" if reused else ""
     return Gate(
-        "learning rate", not shut, "; ".join(shut) if shut else f"inside the grid of every arm; tries: {listed}"
+        "learning rate", not shut, "; ".join(shut) if shut else f"inside the grid of every arm; tries: {listed}{origin}"
     )
 
 

@@ -12,7 +12,7 @@ from icl_eval.experiment import Arm, Experiment
 from icl_eval.launch import run_here
 from icl_eval.run_folder import RunFolderError, load_runs, to_json, write_atomically
 from icl_eval.statistics import overall
-from icl_eval.tasks import Task
+from icl_eval.tasks import Task, TextTask
 
 GRID = (0.5, 1.0, 2.0, 4.0)
 """Rates tried first, as multiples of the arm's own."""
@@ -22,6 +22,7 @@ _NOT_LEARNED_FROM = (
     "learning_rate", "final_learning_rate", "max_skipped_steps", "micro_batch_size", "activation_checkpointing",
     "compile", "branches",
 )  # fmt: skip
+_START = ("start_context", "start_tokens")
 Launch = Callable[[Experiment, Path], tuple[Path, dict[str, str]]]
 """Runs an experiment below a folder; gives the experiment's folder, and what went wrong with which run."""
 
@@ -126,7 +127,8 @@ def apply_ledger(experiment: Experiment, path: str | Path) -> tuple[Experiment, 
     """The experiment with every arm's best rate, and what ``config.json`` is to say of each arm's tuning.
 
     An arm's tries are those of the same task, model and training, whatever the name; of several budgets, those of the
-    largest.
+    largest. Where there are none, those of the same recipe are reused: the same model, context and training, on other
+    documents or from a start with other pieces (``reused`` in the record says so).
 
     Raises:
         ValueError: an arm was not tuned, or diverged at every rate.
@@ -137,10 +139,13 @@ def apply_ledger(experiment: Experiment, path: str | Path) -> tuple[Experiment, 
     entries = read_ledger(Path(path))
     arms, records = [], {}
     for arm in experiment.arms:
-        own = [entry for entry in entries if entry["identity"] == identity(experiment, arm)]
-        if not own:
+        mine = identity(experiment, arm)
+        own = [entry for entry in entries if mine == entry["identity"]]
+        related = own or [entry for entry in entries if entry.get("recipe") == recipe(experiment, arm)]
+        if not related:
             raise ValueError(f"arm {arm.name!r} is not in the ledger {path}: tune it with icl-eval tune")
-        budget = max(own, key=lambda entry: entry["flops"])["budget"]
+        largest = max(related, key=lambda entry: entry["flops"])
+        own, budget = [entry for entry in related if entry["identity"] == largest["identity"]], largest["budget"]
         grid = _sorted(entry for entry in own if entry["budget"] == budget)
         if grid.best is None:
             raise ValueError(f"arm {arm.name!r} diverged at every rate in the ledger {path}")
@@ -149,6 +154,7 @@ def apply_ledger(experiment: Experiment, path: str | Path) -> tuple[Experiment, 
             "learning_rate": grid.best,
             "at_edge": grid.at_edge,
             "budget": budget,
+            "reused": largest["identity"] != mine,
             "learning_rates": grid.rates,
             "losses": [entry["loss"] for entry in grid.tries],
         }
@@ -157,9 +163,23 @@ def apply_ledger(experiment: Experiment, path: str | Path) -> tuple[Experiment, 
 
 def identity(experiment: Experiment, arm: Arm) -> str:
     """Hash of what a best learning rate depends on, but for the budget: task, data, model, training, user's code."""
-    training = {key: value for key, value in arm.training.to_dict().items() if key not in _NOT_LEARNED_FROM}
-    code = replace(experiment, arms=(arm,)).user_code()
     task = [arm.task.identity(), arm.task.version, _data_hash(arm.task)]
+    return _hash(experiment, arm, task, _NOT_LEARNED_FROM)
+
+
+def recipe(experiment: Experiment, arm: Arm) -> str:
+    """Hash of what :func:`identity` is one of, but for the documents and the pieces that training starts with."""
+    task = arm.task
+    if isinstance(task, TextTask):
+        what = ["text", task.tokenizer, task.num_tokens, task.seq_len]
+    else:
+        what = [task.identity(), task.version]
+    return _hash(experiment, arm, what, (*_NOT_LEARNED_FROM, *_START))
+
+
+def _hash(experiment: Experiment, arm: Arm, task: list[Any], left_out: Sequence[str]) -> str:
+    training = {key: value for key, value in arm.training.to_dict().items() if key not in left_out}
+    code = replace(experiment, arms=(arm,)).user_code()
     text = json.dumps([task, arm.model.identity(), training, code], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -217,6 +237,7 @@ def _entry(experiment: Experiment, arm: Arm, folder: Path) -> dict[str, Any]:
     estimate = None if run.diverged or run.positions is None else overall([run.positions])
     return {
         "identity": identity(experiment, arm),
+        "recipe": recipe(experiment, arm),
         "model": arm.model.label,
         "budget": arm.budget.to_dict(),
         "learning_rate": arm.training.learning_rate,

@@ -20,7 +20,7 @@ from icl_eval.plots import save_figure
 from icl_eval.presets import load_preset, preset_files
 from icl_eval.printing import new_console, print_table
 from icl_eval.run_folder import RunFolderError, to_json, write_atomically
-from icl_eval.tasks import TASKS, Files, TextTask
+from icl_eval.tasks import TASKS, Files, SourceCode, TextTask
 from icl_eval.tasks.base import SPLITS
 from icl_eval.tasks.text.corpus import Corpus
 from icl_eval.tasks.text.tasks import FROZEN
@@ -32,6 +32,7 @@ EXAMPLE_CHARACTERS = 320
 SourceArgument = Annotated[
     str, typer.Argument(metavar="SOURCE", help="A file or folder, a text task's name, or a preset.")
 ]
+WheelsOption = Annotated[str | None, typer.Option(help="Of source_code: a folder of wheels to read.")]
 
 
 @app.command()
@@ -40,12 +41,13 @@ def inspect(
     tokenizer: Annotated[str, typer.Option(help="bytes, bpe or gpt2, if SOURCE is a path or a task.")] = "bytes",
     vocab_size: Annotated[int | None, typer.Option(help="Of bpe.")] = None,
     tokenizer_path: Annotated[str | None, typer.Option(help="Of gpt2: folder of encoder.json and vocab.bpe.")] = None,
+    wheels: WheelsOption = None,
     out: Annotated[Path, typer.Option(help="The figure.")] = Path("document_lengths.png"),
 ) -> None:
     """Print documents, lengths, bytes per token, an example and the hash of a corpus, and draw its lengths."""
     lookup(dict.fromkeys(get_args(TokenizerName)), tokenizer, "tokenizer")
     fields = {"tokenizer": tokenizer, "vocab_size": vocab_size, "tokenizer_path": tokenizer_path}
-    tasks = text_tasks(source, fields)
+    tasks = text_tasks(source, fields | _of_wheels(source, wheels))
     console = new_console()
     for number, task in enumerate(tasks):
         corpus = task.corpus()
@@ -68,11 +70,12 @@ def inspect(
 def export(
     source: SourceArgument,
     folder: Annotated[Path, typer.Argument(help="Where the files go.")],
+    wheels: WheelsOption = None,
 ) -> None:
     """Write a corpus as compressed JSON lines with its hash, to be read by the task ``files`` anywhere."""
     if folder.exists() and not (folder.is_dir() and ((folder / FROZEN).is_file() or not any(folder.iterdir()))):
         raise ValueError(f"{folder} holds something else: name a folder that is new, empty, or an earlier export")
-    corpus = text_tasks(source, {})[0].text()
+    corpus = text_tasks(source, _of_wheels(source, wheels))[0].text()
     for split in SPLITS:
         if not len(corpus.members(split)):
             raise ValueError(
@@ -120,6 +123,12 @@ def text_tasks(source: str, fields: dict[str, Any]) -> list[TextTask]:
         raise ValueError(
             f"the task {source!r} says where its documents are in a preset; name its file ({error})"
         ) from error
+
+
+def _of_wheels(source: str, wheels: str | None) -> dict[str, Any]:
+    if wheels is not None and source != SourceCode.name:
+        raise ValueError(f"--wheels {wheels}: only {SourceCode.name} reads wheels, not {source}")
+    return {} if wheels is None else {"wheels": wheels}
 
 
 def _text_tasks() -> dict[str, type[TextTask]]:

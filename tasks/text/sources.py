@@ -7,7 +7,8 @@ import glob
 import hashlib
 import json
 import sysconfig
-from collections.abc import Iterable, Iterator
+import zipfile
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -271,14 +272,18 @@ class HubReader:
 
 @dataclass(frozen=True)
 class SourceCodeReader:
-    """The Python source of the running interpreter, one document a package, its files in path order.
+    """Python source, one document a package, its files in path order: of the running interpreter, or of wheels.
 
     Training packages come first. A file of a held-out package that stands byte for byte in a training document, such
     as a vendored copy, is left out there, and so is a file that is not UTF-8 everywhere.
+
+    Raises:
+        ValueError: there are no wheels in ``wheels``, or a damaged one.
     """
 
     max_document_bytes: int
     heldout_fraction: float
+    wheels: Path | None = None
     total_bytes: None = None
 
     def key(self) -> str:
@@ -291,14 +296,16 @@ class SourceCodeReader:
         return iter(self._corpus[0])
 
     def about(self) -> dict[str, Any]:
-        return {"corpus": "Python source of the running interpreter", **self._corpus[1]}
+        origin = "the running interpreter" if self.wheels is None else "wheels"
+        return {"corpus": f"Python source of {origin}", **self._corpus[1]}
 
     @functools.cached_property
     def _corpus(self) -> tuple[list[Document], dict[str, int]]:
         """The documents, and how many files were read, found to be copies, and found not to be UTF-8."""
         documents, seen = [], set[bytes]()
         counts = {"files": 0, "copies_left_out": 0, "not_utf8_left_out": 0}
-        packages = [(split_by_hash(name.encode(), self.heldout_fraction), name, files) for name, files in _packages()]
+        found = _packages() if self.wheels is None else _wheels(self.wheels)
+        packages = [(split_by_hash(name.encode(), self.heldout_fraction), name, files) for name, files in found]
         for split, name, files in sorted(packages, key=lambda package: SPLITS.index(package[0])):
             parts: list[bytes] = []
             size = 0
@@ -331,7 +338,7 @@ def _is_utf8(text: bytes) -> bool:
     return True
 
 
-def _packages() -> Iterator[tuple[str, list[Path]]]:
+def _packages() -> Iterator[tuple[str, Sequence[Path]]]:
     """Name and ``.py`` files, in path order, of every top-level package and module."""
     paths = sysconfig.get_paths()
     for prefix, root in (("stdlib", Path(paths["stdlib"])), ("site-packages", Path(paths["purelib"]))):
@@ -342,3 +349,18 @@ def _packages() -> Iterator[tuple[str, list[Path]]]:
                 files = sorted(path for path in entry.rglob("*.py") if path.is_file())
                 if files:
                     yield f"{prefix}/{entry.name}", files
+
+
+def _wheels(folder: Path) -> Iterator[tuple[str, Sequence[zipfile.Path]]]:
+    """Distribution and ``.py`` files, in path order, of every wheel in a folder."""
+    wheels = sorted(folder.glob("*.whl"))
+    if not wheels:
+        raise ValueError(f"wheels = {str(folder)!r}: there is no .whl file in it; fill it with pip download --no-deps")
+    for wheel in wheels:
+        try:
+            archive = zipfile.ZipFile(wheel)
+        except zipfile.BadZipFile as error:
+            raise ValueError(f"{wheel} is damaged: {error}") from error
+        names = sorted(name for name in archive.namelist() if name.endswith(".py"))
+        if names:
+            yield f"wheels/{wheel.name.split('-')[0].lower()}", [zipfile.Path(archive, name) for name in names]

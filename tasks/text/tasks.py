@@ -183,9 +183,9 @@ class Hub(TextTask):
 
 @dataclass(frozen=True, kw_only=True)
 class SourceCode(TextTask):
-    """Next-token prediction on the standard library and site-packages of the running interpreter.
+    """Next-token prediction on the standard library and site-packages of the running interpreter, or on wheels.
 
-    Every top-level package or module is a document: its ``.py`` files in path order, one after the other, cut at
+    Every top-level package or module, or every wheel, is a document: its ``.py`` files in path order, one after the other, cut at
     ``max_document_bytes``. A package is held out if a hash of its name falls below ``heldout_fraction``, so the split
     does not change when other packages come or go; files that also stand in a training document, such as vendored
     copies, are left out of held-out ones. The corpus is always there, but differs between environments: its hash
@@ -194,6 +194,7 @@ class SourceCode(TextTask):
     Attributes:
         max_document_bytes: cut of a document, so that no package dominates.
         heldout_fraction: share of the packages held out.
+        wheels: a folder of wheels to read in place of the running interpreter's packages.
     """
 
     name: ClassVar[str] = "source_code"
@@ -201,6 +202,7 @@ class SourceCode(TextTask):
 
     max_document_bytes: int = 524_288
     heldout_fraction: float = 0.15
+    wheels: str | None = location(default=None)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -210,9 +212,10 @@ class SourceCode(TextTask):
         self.require(0 < self.heldout_fraction < 1, "heldout_fraction", "between 0 and 1")
 
     def reader(self) -> SourceCodeReader:
-        return _source_code(self.max_document_bytes, self.heldout_fraction)
+        wheels = None if self.wheels is None else Path(self.wheels).expanduser()
+        return _source_code(self.max_document_bytes, self.heldout_fraction, wheels)
 
 
 @functools.lru_cache(maxsize=2)
-def _source_code(max_document_bytes: int, heldout_fraction: float) -> SourceCodeReader:
-    return SourceCodeReader(max_document_bytes, heldout_fraction)
+def _source_code(max_document_bytes: int, heldout_fraction: float, wheels: Path | None) -> SourceCodeReader:
+    return SourceCodeReader(max_document_bytes, heldout_fraction, wheels)

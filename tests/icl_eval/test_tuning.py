@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from icl_eval import Budget, Experiment, load_runs, tune
 from icl_eval.launch import run_here
 from icl_eval.models import Softmax
-from icl_eval.presets import load_preset
+from icl_eval.presets import load_preset, on_text
 from icl_eval.run import run_experiment
 from icl_eval.run_folder import RunFolderError
 from icl_eval.statistics import overall
@@ -92,7 +93,7 @@ def test_a_run_takes_the_best_rate_and_records_where_it_came_from(tmp_path: Path
     assert tuned.arms[0].training.final_learning_rate == pytest.approx(0.002)
     (run,) = load_runs(run_experiment(tuned, tmp_path, device="cpu", tuning=records))
     assert run.config["tuning"] == {
-        "learning_rate": 0.02, "at_edge": False, "budget": large.to_dict(),
+        "learning_rate": 0.02, "at_edge": False, "budget": large.to_dict(), "reused": False,
         "learning_rates": [0.01, 0.02, 0.04], "losses": [3.0, 2.0, None],
     }  # fmt: skip
     harder = replace(ARM, task=replace(ARM.task, num_pairs=5))
@@ -101,6 +102,25 @@ def test_a_run_takes_the_best_rate_and_records_where_it_came_from(tmp_path: Path
     ledger.write_text(json.dumps({"tries": [entry(0.5, None, small)]}))
     with pytest.raises(ValueError, match="arm 'mqar-softmax' diverged at every rate in the ledger"):
         apply_ledger(ONE, ledger)
+
+
+def test_rates_are_reused_on_other_documents_and_the_record_says_so(tmp_path: Path) -> None:
+    for name, place in product(("first", "second"), ("train", *(f"heldout{number}" for number in range(4)))):
+        (tmp_path / name).mkdir(exist_ok=True)
+        (tmp_path / name / f"{place}.txt").write_text("".join(f"{name} {place} {line}\n" for line in range(100)))
+    preset = load_preset("fig3_window_vs_linear", "smoke")
+    one = replace(preset, arms=preset.arms[:1], eval_sequences=16)
+    first, second = (on_text(one, str(tmp_path / name)) for name in ("first", "second"))
+    tune(first, tmp_path, rates=(0.001, 0.002), fraction=0.5, launch=calls_counted([]))
+    ledger = tmp_path / "ledger.json"
+    (tuned,), records = apply_ledger(first, ledger)[0].arms, apply_ledger(first, ledger)[1]
+    assert not records[tuned.name]["reused"]
+    (reusing,), records = apply_ledger(second, ledger)[0].arms, apply_ledger(second, ledger)[1]
+    assert records[tuned.name]["reused"]
+    assert reusing.training == tuned.training
+    longer = replace(second.arms[0], task=replace(second.arms[0].task, seq_len=2 * second.arms[0].task.seq_len))
+    with pytest.raises(ValueError, match="is not in the ledger"):
+        apply_ledger(replace(second, arms=(longer,)), ledger)
 
 
 def test_saving_memory_does_not_make_another_arm() -> None:

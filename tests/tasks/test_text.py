@@ -1,5 +1,8 @@
 """Windows over documents, and the embedded corpus."""
 
+from pathlib import Path
+from zipfile import ZipFile
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -85,3 +88,22 @@ def test_source_code_is_python_and_splits_by_package() -> None:
     assert manifest["files"] > 500
     assert manifest["bytes"] == corpus.sizes.sum()
     assert max(corpus.sizes) <= 524_288
+
+
+def test_wheels_are_documents_in_path_order(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"wheels = '.*': there is no .whl file in it"):
+        SourceCode(wheels=str(tmp_path)).build(0)
+    for name in ("alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta"):
+        with ZipFile(tmp_path / f"{name.title()}-1.0-py3-none-any.whl", "w") as wheel:
+            wheel.writestr("b/second.py", f"{name} = 2\n" * 50)
+            wheel.writestr("a/first.py", f"{name} = 1\n" * 50)
+            wheel.writestr("a/data.bin", b"\xff" * 50)
+    corpus = SourceCode(seq_len=10, heldout_fraction=0.4, wheels=str(tmp_path)).corpus()
+    assert set(corpus.documents["split"]) == {"train", "heldout"}
+    assert sorted(corpus.documents["name"])[:2] == ["wheels/alpha", "wheels/beta"]
+    index = corpus.documents["name"].tolist().index("wheels/alpha")
+    assert corpus.document(index).tobytes() == b"alpha = 1\n" * 50 + b"alpha = 2\n" * 50
+    assert corpus.about["files"] == 16
+    (tmp_path / "broken-1.0-py3-none-any.whl").write_bytes(b"PK")
+    with pytest.raises(ValueError, match=r"broken-1.0-py3-none-any.whl is damaged"):
+        SourceCode(wheels=str(tmp_path), heldout_fraction=0.3).corpus()
