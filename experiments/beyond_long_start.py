@@ -9,9 +9,9 @@ from icl_eval.experiments import fig9_long_context
 def experiment(scale: str = "smoke") -> Experiment:
     """The arms of ``fig9_long_context``, four times as many tokens on short pieces, and power with softmax's heads.
 
-    At the reduced scale softmax then reads 84 M tokens in place of 45 M. A branch at a quarter of its budget would begin
-    before it sees the full context, so only the whole budget is measured. Power's heads of 64 hold four times the state
-    of its heads of 32, and cost as many FLOPs on state as on weights.
+    At the reduced scale softmax then reads 89 M tokens in place of 45 M. A branch at a quarter of its budget would
+    begin before it sees the full context, so only the whole budget is measured. Power's heads of 64 hold four times the
+    state of its heads of 32, and cost as many FLOPs on state as on weights.
     """
     central = fig9_long_context.experiment(scale)
     arms = {arm.name: _started_long(arm) for arm in central.arms}

@@ -185,11 +185,11 @@ class Hub(TextTask):
 class SourceCode(TextTask):
     """Next-token prediction on the standard library and site-packages of the running interpreter, or on wheels.
 
-    Every top-level package or module, or every wheel, is a document: its ``.py`` files in path order, one after the other, cut at
-    ``max_document_bytes``. A package is held out if a hash of its name falls below ``heldout_fraction``, so the split
-    does not change when other packages come or go; files that also stand in a training document, such as vendored
-    copies, are left out of held-out ones. The corpus is always there, but differs between environments: its hash
-    identifies it, and ``icl-eval data export`` freezes it.
+    Every top-level package or module, or every wheel, is a document: its ``.py`` files in path order, one after the
+    other, cut at ``max_document_bytes``. A package is held out if a hash of its name falls below ``heldout_fraction``,
+    so the split does not change when other packages come or go; files that also stand in a training document, such as
+    vendored copies, are left out of held-out ones. The interpreter's corpus is always there, but differs between
+    environments: its hash identifies it, and ``icl-eval data export`` freezes it.
 
     Attributes:
         max_document_bytes: cut of a document, so that no package dominates.
