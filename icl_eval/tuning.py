@@ -171,7 +171,7 @@ def recipe(experiment: Experiment, arm: Arm) -> str:
     """Hash of what :func:`identity` is one of, but for the documents and the pieces that training starts with."""
     task = arm.task
     if isinstance(task, TextTask):
-        what = ["text", task.tokenizer, task.num_tokens, task.seq_len]
+        what: list[Any] = ["text", task.tokenizer, task.num_tokens, task.seq_len]
     else:
         what = [task.identity(), task.version]
     return _hash(experiment, arm, what, (*_NOT_LEARNED_FROM, *_START))
