@@ -53,6 +53,7 @@ def text_arm(
     branches: tuple[float, ...] = (0.25, 0.5, 1.0),
     start_context: int | None = None,
     start_tokens: int = 0,
+    start_batch_size: int | None = None,
     short: bool = False,
     rolled_windows: int | None = None,
 ) -> Arm:
@@ -70,7 +71,8 @@ def text_arm(
         budget: of training.
         backbone: RWKV if not given.
         branches: shares of the budget at which decay branches end.
-        start_context, start_tokens: of the first tokens of training, as in :class:`icl_eval.Training`.
+        start_context, start_tokens, start_batch_size: of the first tokens of training, as in
+            :class:`icl_eval.Training`.
         rolled_windows: of each held-out document, as in :class:`icl_eval.tasks.TextTask`.
         short: at the h200 scale runs are too short to pay for the half minute that compiling the layers takes.
     """
@@ -88,6 +90,7 @@ def text_arm(
         branches=branches,
         start_context=start_context,
         start_tokens=start_tokens,
+        start_batch_size=start_batch_size,
         compile=scale == "paper" or (scale == "h200" and not short),
     )
     return Arm(name=name, task=task, model=model, training=training, budget=budget)

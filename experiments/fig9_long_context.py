@@ -17,9 +17,9 @@ def experiment(scale: str = "smoke") -> Experiment:
     few and long, so each is read in 24 rolled windows: then early and late positions read the same text.
     """
     size, power_heads, context, tokens_per_step, flops, start = {
-        "smoke": (TINY, TINY.num_heads, 64, 128, 8e7, (16, 128)),
-        "h200": (LEAN, 2 * LEAN.num_heads, 65_536, 65_536, 2e16, (2048, 16_000_000)),
-        "paper": (SMALL, SMALL.num_heads, 65_536, 32 * 65_536, 3e20, (None, 0)),
+        "smoke": (TINY, TINY.num_heads, 64, 128, 8e7, (16, 128, 4)),
+        "h200": (LEAN, 2 * LEAN.num_heads, 65_536, 65_536, 2e16, (2048, 16_000_000, 8)),
+        "paper": (SMALL, SMALL.num_heads, 65_536, 32 * 65_536, 3e20, (None, 0, None)),
     }[check_scale(scale)]
     arm = partial(
         text_arm,
@@ -29,6 +29,7 @@ def experiment(scale: str = "smoke") -> Experiment:
         budget=Budget(flops=flops),
         start_context=start[0],
         start_tokens=start[1],
+        start_batch_size=start[2],
         rolled_windows=None if scale == "smoke" else 24,
     )
     return Experiment(

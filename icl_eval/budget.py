@@ -63,6 +63,7 @@ class Budget(Config):
         tokens_per_step: int,
         seconds_per_step: float | None = None,
         start_steps: int = 0,
+        start_tokens: int = 0,
         start_flops: float = 0.0,
     ) -> Schedule:
         """The number of steps that comes nearest to the budget.
@@ -70,7 +71,7 @@ class Budget(Config):
         Args:
             flops_per_step, tokens_per_step: what a step costs.
             seconds_per_step: as calibrated; only a budget in seconds needs it.
-            start_steps, start_flops: steps at the start that cost other FLOPs, and what they cost together.
+            start_steps, start_tokens, start_flops: steps at the start that cost others, and what they cost together.
 
         Raises:
             ValueError: the budget is smaller than one step, or in seconds and nothing was calibrated.
@@ -79,7 +80,7 @@ class Budget(Config):
         per_step = costs[self.unit]
         if per_step is None:
             raise ValueError(f"a budget of {self.asked:g} seconds becomes steps only on the device that trains")
-        at_start = start_flops if self.unit == "flops" else start_steps * per_step
+        at_start = {"flops": start_flops, "tokens": float(start_tokens), "seconds": 0.0}[self.unit]
         if self.asked < at_start + per_step:
             what = "the start and one step" if start_steps else "one step"
             raise ValueError(
@@ -89,7 +90,7 @@ class Budget(Config):
         steps = round((self.asked - at_start) / per_step)
         return Schedule(
             start_steps + steps,
-            (start_steps + steps) * tokens_per_step,
+            start_tokens + steps * tokens_per_step,
             start_flops + steps * flops_per_step,
             (at_start + steps * per_step) / self.asked - 1,
         )

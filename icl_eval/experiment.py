@@ -5,6 +5,7 @@ import inspect
 import json
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -28,6 +29,8 @@ class Training(Config):
         start_context, start_tokens: the first tokens are trained on with sequences cut into pieces of ``start_context``
             tokens, which is cheap for mixers whose cost grows with the context; what a piece needs from the one before
             it is lost, so it is for text. Budgets count it as it is. ``None`` and 0 for training at one context.
+        start_batch_size: pieces a step at the start, the first of each batch: more updates of fewer tokens, while
+            gradients are large against their noise. ``None`` for all pieces of a batch.
         schedule: ``"cosine"`` decays from the warm-up to the end, and is measured on the way, at points that are not
             finished runs. ``"branched"`` keeps the rate constant, and at every share of the budget in ``branches`` has
             a finished run: a copy that decays over the last steps before that point and is measured at it.
@@ -50,6 +53,7 @@ class Training(Config):
     warmup_tokens: int = 2000 * 32 * 1024
     start_context: int | None = None
     start_tokens: int = 0
+    start_batch_size: int | None = None
     schedule: Literal["cosine", "branched"] = "cosine"
     branches: tuple[float, ...] = (0.25, 0.5, 1.0)
     decay_fraction: float = 0.2
@@ -75,6 +79,11 @@ class Training(Config):
             self.start_tokens > 0 if self.start_context else self.start_tokens == 0,
             "start_tokens",
             "positive with a start_context, and 0 without",
+        )
+        self.require(
+            self.start_batch_size is None or (self.start_context is not None and self.start_batch_size >= 1),
+            "start_batch_size",
+            "None, or at least 1 and with a start_context",
         )
         rising = all(low < high for low, high in pairwise((0.0, *self.branches)))
         self.require(rising and self.branches[-1:] == (1.0,), "branches", "shares of the budget that rise to 1.0")
@@ -139,39 +148,66 @@ class Arm(Config):
         }.items():
             if refused:
                 raise ValueError(f"arm {self.name!r}: Training.start_context = {start}: {problem}")
+        pieces = self.tokens_per_step // start
+        if self.training.start_batch_size is not None and self.training.start_batch_size > pieces:
+            raise ValueError(
+                f"arm {self.name!r}: Training.start_batch_size = {self.training.start_batch_size}: a batch has only "
+                f"{pieces} pieces of start_context = {start}"
+            )
 
     @property
     def tokens_per_step(self) -> int:
+        """Of a step at the task's context."""
         return self.training.batch_size * self.task.seq_len
+
+    @property
+    def start_tokens_per_step(self) -> int:
+        """Of a step whose sequences are cut into pieces of ``start_context``."""
+        if self.training.start_context is None or self.training.start_batch_size is None:
+            return self.tokens_per_step
+        return self.training.start_batch_size * self.training.start_context
 
     @property
     def start_steps(self) -> int:
         """The steps at the start whose sequences are cut into pieces of ``start_context``."""
-        return math.ceil(self.training.start_tokens / self.tokens_per_step)
+        return math.ceil(self.training.start_tokens / self.start_tokens_per_step)
 
     @property
     def flops_per_step(self) -> float:
         """Training FLOPs of one step at the task's context."""
-        return self._flops_per_step(self.task.seq_len)
+        return self._flops(self.task.seq_len, self.tokens_per_step)
+
+    def tokens_after(self, steps: int) -> int:
+        """Training tokens of a model's first ``steps`` steps."""
+        short = min(steps, self.start_steps)
+        return short * self.start_tokens_per_step + (steps - short) * self.tokens_per_step
 
     def flops_after(self, steps: int) -> float:
         """Training FLOPs of a model's first ``steps`` steps."""
         short = min(steps, self.start_steps)
-        start_context = self.training.start_context or self.task.seq_len
-        return short * self._flops_per_step(start_context) + (steps - short) * self.flops_per_step
+        at_start = self._flops(self.training.start_context or self.task.seq_len, self.start_tokens_per_step)
+        return short * at_start + (steps - short) * self.flops_per_step
+
+    def steps_for(self, asked: float, spent: Callable[[int], float]) -> float:
+        """Steps, whole or not, that spend ``asked`` tokens or FLOPs.
+
+        Args:
+            spent: :meth:`tokens_after` or :meth:`flops_after`.
+        """
+        start = self.start_steps
+        if asked < (at_start := spent(start)):
+            return asked / at_start * start
+        return start + (asked - at_start) / (spent(start + 1) - at_start)
 
     def steps_at(self, share: float, steps: int) -> int:
         """The step at which a model of ``steps`` steps has spent a share of its budget, in the budget's unit."""
-        start = self.start_steps
-        if self.budget.unit != "flops" or start == 0:
+        if self.start_steps == 0:
             return round(share * steps)
-        asked, at_start = share * self.flops_after(steps), self.flops_after(start)
-        if asked < at_start:
-            return round(asked / at_start * start)
-        return start + round((asked - at_start) / self.flops_per_step)
+        spent = self.flops_after if self.budget.unit == "flops" else self.tokens_after
+        return round(self.steps_for(share * spent(steps), spent))
 
-    def _flops_per_step(self, context: int) -> float:
-        return BACKWARD_FACTOR * self.model.flops_per_token(context).total * self.tokens_per_step
+    def _flops(self, context: int, tokens: int) -> float:
+        return BACKWARD_FACTOR * self.model.flops_per_token(context).total * tokens
 
     def schedule(self, seconds_per_step: float | None = None) -> Schedule:
         """The budget in steps; one in seconds needs the calibrated ``seconds_per_step``.
@@ -185,6 +221,7 @@ class Arm(Config):
                 tokens_per_step=self.tokens_per_step,
                 seconds_per_step=seconds_per_step,
                 start_steps=self.start_steps,
+                start_tokens=self.tokens_after(self.start_steps),
                 start_flops=self.flops_after(self.start_steps),
             )
         except ValueError as error:

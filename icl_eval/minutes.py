@@ -22,11 +22,11 @@ def minutes(arm: Arm, snapshots: int = 1) -> float:
     legs = make_plan(arm, arm.schedule().steps, snapshots).legs
     steps = sum(leg.stop - leg.start for leg in legs)
     short = sum(min(leg.stop, arm.start_steps) - min(leg.start, arm.start_steps) for leg in legs)
-    return short * _step(arm, arm.training.start_context or 1) + (steps - short) * _step(arm, arm.task.seq_len)
+    at_start = short * arm.start_tokens_per_step * _minutes_per_token(arm, arm.training.start_context or 1)
+    return at_start + (steps - short) * arm.tokens_per_step * _minutes_per_token(arm, arm.task.seq_len)
 
 
-def _step(arm: Arm, context: int) -> float:
-    """Minutes of a step at a context."""
+def _minutes_per_token(arm: Arm, context: int) -> float:
     flops = arm.model.flops_per_token(context)
     by_layer = [arm.model.backbone.flops_per_token(mixer, context) for mixer in arm.model.layers]
     state = sum(
@@ -34,7 +34,7 @@ def _step(arm: Arm, context: int) -> float:
         for mixer, layer in zip(arm.model.layers, by_layer, strict=True)
     )
     weight = flops.weight / (WEIGHT_RATE * min(1.0, arm.model.width / FULL_WIDTH))
-    return BACKWARD_FACTOR * (weight + state) * arm.tokens_per_step / 60
+    return BACKWARD_FACTOR * (weight + state) / 60
 
 
 def total_minutes(experiment: Experiment) -> float:

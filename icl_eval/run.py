@@ -211,8 +211,8 @@ def describe(arm: Arm, seed: int, schedule: Schedule, plan: Plan, accelerator: A
         "schedule": schedule._asdict(),
         "spent": {
             "steps": plan.steps_spent,
-            "tokens": plan.steps_spent * arm.tokens_per_step,
-            "flops": plan.flops_spent(arm),
+            "tokens": plan.spent(arm.tokens_after),
+            "flops": plan.spent(arm.flops_after),
         },
         "costs": {
             "context": context,

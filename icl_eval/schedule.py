@@ -1,7 +1,7 @@
 """The path of a run: at which learning rate its steps are taken, where it forks, and after which it is measured."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -40,9 +40,13 @@ class Plan(NamedTuple):
     legs: tuple[Leg, ...]
     warmup: int
 
-    def flops_spent(self, arm: Arm) -> float:
-        """Training FLOPs of all legs."""
-        return sum(arm.flops_after(leg.stop) - arm.flops_after(leg.start) for leg in self.legs)
+    def spent(self, after: Callable[[int], float]) -> float:
+        """What all legs cost.
+
+        Args:
+            after: the arm's ``flops_after`` or ``tokens_after``.
+        """
+        return sum(after(leg.stop) - after(leg.start) for leg in self.legs)
 
     @property
     def steps_spent(self) -> int:
@@ -71,7 +75,7 @@ def make_plan(arm: Arm, steps: int, snapshots: int) -> Plan:
         ValueError: so few steps that branches would coincide.
     """
     training = arm.training
-    warmup = min(math.ceil(training.warmup_tokens / arm.tokens_per_step), steps // 10)
+    warmup = min(math.ceil(arm.steps_for(training.warmup_tokens, arm.tokens_after)), steps // 10)
     if training.schedule == "cosine":
         return Plan((Leg(None, 0, steps, tuple(snapshot_steps(arm, steps, snapshots)), 0, False),), warmup)
     ends = [arm.steps_at(share, steps) for share in training.branches]
@@ -79,7 +83,8 @@ def make_plan(arm: Arm, steps: int, snapshots: int) -> Plan:
         raise ValueError(
             f"arm {arm.name!r}: branches = {training.branches} do not end at different steps when there are {steps}"
         )
-    forks = [end - math.ceil(training.decay_fraction * end) for end in ends]
+    decays = [training.decay_fraction * arm.tokens_after(end) / arm.tokens_per_step for end in ends]
+    forks = [end - math.ceil(decay) for end, decay in zip(ends, decays, strict=True)]
     if forks[0] < arm.start_steps:
         raise ValueError(
             f"arm {arm.name!r}: the branch at {training.branches[0]:g} of the budget begins at step {forks[0]}, before "

@@ -93,7 +93,7 @@ def _gradients(model: nn.Module, batch: Batch, arm: Arm, accelerator: Accelerato
     training = arm.training
     mine = slice(accelerator.process_index, None, accelerator.num_processes)
     tensors = [x[mine].to(accelerator.device, non_blocking=True) for x in (batch.scored, *batch.read)]
-    pieces = len(batch.tokens) // training.batch_size
+    pieces = arm.task.seq_len // batch.tokens.shape[1]
     rows = len(tensors[0]) if training.micro_batch_size is None else training.micro_batch_size * pieces
     parts = list(zip(*(x.split(rows) for x in tensors), strict=True))
     num_scored = batch.scored.sum().item()

@@ -63,7 +63,8 @@ def matches(experiment: Experiment) -> list[str]:
 def starts(experiment: Experiment) -> list[str]:
     """A sentence for each arm that starts on short pieces: how many of its steps, and what of its budget they take."""
     return [
-        f"{arm.name}: the first {arm.start_steps:,} steps read pieces of {arm.training.start_context:,} tokens, for "
+        f"{arm.name}: the first {arm.start_steps:,} steps read pieces of {arm.training.start_context:,} tokens, "
+        f"{arm.start_tokens_per_step:,} tokens a step, for "
         f"{arm.flops_after(arm.start_steps) / arm.schedule().flops:.1%} of the FLOPs"
         for arm in experiment.arms
         if arm.training.start_context is not None

@@ -110,7 +110,8 @@ class _Trainer:
         training = self.arm.training
         batch = self.source.batch("train", 0, training.batch_size)
         if self.progress.step < self.arm.start_steps and training.start_context is not None:
-            warm_up(self.model, batch.cut(training.start_context), self.arm, self.accelerator)
+            pieces = batch.cut(training.start_context, training.start_batch_size)
+            warm_up(self.model, pieces, self.arm, self.accelerator)
         warm_up(self.model, batch, self.arm, self.accelerator)
 
     def _train_leg(self, leg: Leg) -> None:
@@ -125,7 +126,7 @@ class _Trainer:
             for group in self.optimizer.param_groups:
                 group["lr"] = learning_rate
             if progress.step < self.arm.start_steps and training.start_context is not None:
-                batch = batch.cut(training.start_context)
+                batch = batch.cut(training.start_context, training.start_batch_size)
             results.append(train_step(self.model, self.optimizer, batch, self.arm, self.accelerator))
             progress.step += 1
             progress.steps_spent += 1
@@ -170,7 +171,7 @@ class _Trainer:
         step = self.progress.step
         return {
             "step": step,
-            "tokens": step * self.arm.tokens_per_step,
+            "tokens": self.arm.tokens_after(step),
             "flops": self.arm.flops_after(step),
             "seconds": self.progress.seconds,
         }

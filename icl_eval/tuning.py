@@ -22,7 +22,7 @@ _NOT_LEARNED_FROM = (
     "learning_rate", "final_learning_rate", "max_skipped_steps", "micro_batch_size", "activation_checkpointing",
     "compile", "branches",
 )  # fmt: skip
-_START = ("start_context", "start_tokens")
+_START = ("start_context", "start_tokens", "start_batch_size")
 Launch = Callable[[Experiment, Path], tuple[Path, dict[str, str]]]
 """Runs an experiment below a folder; gives the experiment's folder, and what went wrong with which run."""
 

@@ -43,19 +43,23 @@ class Batch(NamedTuple):
         """What a model's loss is a function of: tokens, targets, and inputs if there are any."""
         return (self.tokens, self.targets) if self.inputs is None else (self.tokens, self.targets, self.inputs)
 
-    def cut(self, length: int) -> "Batch":
-        """The same tokens as sequences of ``length``, which must divide T; row b's pieces lie in order."""
+    def cut(self, length: int, count: int | None = None) -> "Batch":
+        """The same tokens as sequences of ``length``, which must divide T; row b's pieces lie in order.
+
+        Args:
+            count: the first so many pieces only.
+        """
         pieces = self.tokens.shape[1] // length
 
         def cut(x: Tensor) -> Tensor:
-            return x.unflatten(1, (pieces, length)).flatten(0, 1)
+            return x.unflatten(1, (pieces, length)).flatten(0, 1)[:count]
 
         return Batch(
             tokens=cut(self.tokens),
             targets=cut(self.targets),
             scored=cut(self.scored),
             position=cut(self.position),
-            document=self.document.repeat_interleave(pieces),
+            document=self.document.repeat_interleave(pieces)[:count],
             inputs=None if self.inputs is None else cut(self.inputs),
         )
 

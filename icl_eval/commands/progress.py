@@ -55,7 +55,8 @@ def live_line(console: Console) -> Iterator[dict[str, Any]]:
 def _speed(arm: Arm, start: int, stop: int, seconds: float, peak: float | None) -> str:
     flops = (arm.flops_after(stop) - arm.flops_after(start)) / seconds
     share = f" ({flops / peak:.0%} of peak)" if peak else ""
-    return f"{(stop - start) * arm.tokens_per_step / seconds:,.0f} tokens/s  {flops / 1e12:.3g} TFLOP/s{share}"
+    tokens = (arm.tokens_after(stop) - arm.tokens_after(start)) / seconds
+    return f"{tokens:,.0f} tokens/s  {flops / 1e12:.3g} TFLOP/s{share}"
 
 
 def matmul_peak() -> float:
