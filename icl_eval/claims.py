@@ -272,11 +272,11 @@ CLAIMS: tuple[Claim, ...] = (
         figure="Fig. 9a",
         statement="At 65,536 tokens p=2 dominates linear and exponential attention in loss per FLOP.",
         arms="linear, softmax and power (and rwkv7 where it runs) at one context, RWKV backbone, equal FLOPs; at the "
-        "reduced scale all of them read their first 16 M tokens in sequences of 2,048, counted at what they cost, "
-        "since softmax would get too few updates to learn in context otherwise (the paper starts at the full "
-        "context), and power has heads of 32 (the others, and the paper, of 64), which gives it the paper's share of "
-        "weights and state; each held-out document is read in 24 rolled windows there, so that early and late "
-        "positions read the same text",
+        "reduced scale all of them read their first 16 M tokens in sequences of 2,048, eight an update, counted at "
+        "what they cost, since softmax would get too few updates to learn in context otherwise (the paper starts at "
+        "the full context), and power has heads of 32 (the others, and the paper, of 64), which gives it the paper's "
+        "share of weights and state; each held-out document is read in 24 rolled windows there, so that early and "
+        "late positions read the same text",
         quantity=f"{_BEST} of each rival less power's, at three budgets equally spaced in log FLOPs from a quarter "
         "to the "
         "whole (parabola through the three nearest end points)",
