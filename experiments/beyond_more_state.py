@@ -1,4 +1,4 @@
-"""Beyond the paper: the central comparison's power attention with heads twice as wide, which hold four times the state."""
+"""Beyond the paper: the central pair's power attention with heads twice as wide, which hold four times the state."""
 
 from dataclasses import replace
 

@@ -11,10 +11,11 @@ def experiment(scale: str = "smoke") -> Experiment:
     """Equal FLOPs, one long sequence an update at the reduced scale: more updates of fewer tokens.
 
     There softmax could pay for 472 updates at the full context, too few to learn much in context. So all arms read
-    their first 16 M tokens in sequences of 2,048, which costs softmax a twentieth of its budget and adds half to its
-    updates; every branch begins after it. Power has twice as many heads, half as wide: at this width its state would
-    otherwise cost as much as all weights, where in the paper's models it costs half as much. Held-out documents are
-    few and long, so each is read in 24 rolled windows: then early and late positions read the same text.
+    their first 16 M tokens in sequences of 2,048, eight an update, which costs softmax a twentieth of its budget and
+    gives it three times as many updates; every branch begins after it. Power has twice as many heads, half as wide: at
+    this width its state would otherwise cost as much as all weights, where in the paper's models it costs half as much.
+    Held-out documents are few and long, so each is read in 24 rolled windows: then early and late positions read the
+    same text.
     """
     size, power_heads, context, tokens_per_step, flops, start = {
         "smoke": (TINY, TINY.num_heads, 64, 128, 8e7, (16, 128, 4)),

@@ -35,7 +35,7 @@ class Training(Config):
             finished runs. ``"branched"`` keeps the rate constant, and at every share of the budget in ``branches`` has
             a finished run: a copy that decays over the last steps before that point and is measured at it.
         branches: shares of the budget, rising to 1.
-        decay_fraction: share of each branch's steps, counted from the run's start, over which it decays.
+        decay_fraction: share of each branch's tokens, counted from the run's start, over which it decays.
         weight_decay: on matrices only.
         betas: of AdamW.
         clip_norm: largest norm of the gradient.

@@ -37,6 +37,8 @@ def test_a_cut_batch_holds_the_same_numbers_in_order() -> None:
         assert pieces.shape[:2] == (9, 4)
         assert torch.equal(pieces[5], whole[1, 8:])
         assert torch.equal(pieces.reshape(whole.shape), whole)
+        assert torch.equal(getattr(batch.cut(4, 2), name), pieces[:2])
+    assert batch.cut(4, 2).document.tolist() == cut.document.tolist()[:2]
 
 
 @pytest.mark.parametrize("micro_batch_size", [None, 1, 3])
@@ -73,17 +75,51 @@ def test_flops_are_counted_at_the_context_of_each_step() -> None:
     assert (by_tokens.steps, by_tokens.flops) == (20, arm.flops_after(20))
 
 
+def test_smaller_updates_at_the_start_are_counted_as_they_are() -> None:
+    arm, whole = short_start(start_batch_size=3), short_start()
+    assert (arm.start_tokens_per_step, whole.start_tokens_per_step) == (36, TEXT.tokens_per_step)
+    assert arm.start_steps == -(-arm.training.start_tokens // 36)
+    assert arm.tokens_after(4) == 4 * 36
+    assert arm.tokens_after(arm.start_steps + 2) == arm.start_steps * 36 + 2 * TEXT.tokens_per_step
+    assert arm.flops_after(4) == pytest.approx(whole.flops_after(1) * 4 * 36 / TEXT.tokens_per_step)
+    asked = 20 * TEXT.tokens_per_step
+    for budget in (Budget(flops=1.5e8), Budget(tokens=asked)):
+        limited = replace(arm, budget=budget)
+        schedule = limited.schedule()
+        assert (schedule.tokens, schedule.flops) == (arm.tokens_after(schedule.steps), arm.flops_after(schedule.steps))
+        assert abs(getattr(schedule, budget.unit) - budget.asked) <= getattr(arm, f"{budget.unit}_per_step") / 2
+
+
+def test_decays_and_warm_ups_are_counted_in_tokens() -> None:
+    """A fifth of the steps of a run with many small ones at its start would be more than a fifth of its training."""
+    arm = short_start(start_tokens=2 * TEXT.tokens_per_step, start_batch_size=3, warmup_tokens=2 * 36)
+    steps = arm.schedule().steps
+    plan = make_plan(arm, steps, 1)
+    assert plan.warmup == 2
+    for leg in plan.legs:
+        if leg.branch is not None:
+            decayed = arm.tokens_after(leg.stop) - arm.tokens_after(leg.start)
+            share = decayed / arm.tokens_after(leg.stop)
+            assert 0.2 <= share < 0.2 + TEXT.tokens_per_step / arm.tokens_after(leg.stop)
+    late = replace(arm, training=replace(arm.training, warmup_tokens=arm.tokens_after(arm.start_steps + 2)))
+    assert make_plan(late, 10 * (arm.start_steps + 2), 1).warmup == arm.start_steps + 2
+
+
+@pytest.mark.parametrize("start_batch_size", [None, 3])
 @pytest.mark.parametrize("share", [0.01, 0.1, 0.25, 0.5, 1.0])
-def test_shares_of_a_budget_are_shares_of_what_it_counts(share: float) -> None:
-    arm = short_start()
+def test_shares_of_a_budget_are_shares_of_what_it_counts(share: float, start_batch_size: int | None) -> None:
+    arm = short_start(start_batch_size=start_batch_size)
     steps = arm.schedule().steps
     at = arm.steps_at(share, steps)
     assert abs(arm.flops_after(at) - share * arm.flops_after(steps)) <= arm.flops_per_step / 2
-    assert replace(arm, budget=Budget(tokens=1e6)).steps_at(share, 1000) == round(share * 1000)
+    by_tokens = replace(arm, budget=Budget(tokens=1e6))
+    at = by_tokens.steps_at(share, 1000)
+    assert abs(by_tokens.tokens_after(at) - share * by_tokens.tokens_after(1000)) <= arm.tokens_per_step / 2
 
 
-def test_a_run_records_what_it_spent_at_each_end(tmp_path: Path) -> None:
-    arm = short_start(start_tokens=2 * TEXT.tokens_per_step)
+@pytest.mark.parametrize("start_batch_size", [None, 3])
+def test_a_run_records_what_it_spent_at_each_end(tmp_path: Path, start_batch_size: int | None) -> None:
+    arm = short_start(start_tokens=2 * TEXT.tokens_per_step, start_batch_size=start_batch_size)
     experiment = replace(TINY, arms=(arm,), eval_sequences=8)
     (run,) = load_runs(run_experiment(experiment, tmp_path, device="cpu"))
     assert run.positions is not None
@@ -93,6 +129,8 @@ def test_a_run_records_what_it_spent_at_each_end(tmp_path: Path) -> None:
     legs = make_plan(arm, steps, 1).legs
     spent = [sum(arm.flops_after(s + 1) - arm.flops_after(s) for s in range(leg.start, leg.stop)) for leg in legs]
     assert run.config["spent"]["flops"] == pytest.approx(sum(spent))
+    assert run.positions.tokens.tolist() == [arm.tokens_after(int(step)) for step in run.positions.step]
+    assert run.config["spent"]["tokens"] == sum(arm.tokens_after(s.stop) - arm.tokens_after(s.start) for s in legs)
     assert run.metrics["loss"].iloc[-1] < run.metrics["loss"].iloc[0]
 
 
@@ -102,6 +140,9 @@ def test_a_run_records_what_it_spent_at_each_end(tmp_path: Path) -> None:
         (lambda: Training(start_context=8), "Training.start_tokens = 0: must be positive with a start_context"),
         (lambda: Training(start_tokens=8), "Training.start_tokens = 8: must be positive .* 0 without"),
         (lambda: Training(start_context=0), "Training.start_context = 0: must be None or at least 1"),
+        (lambda: Training(start_batch_size=8), "Training.start_batch_size = 8: must be None, or .* start_context"),
+        (lambda: short_start(start_batch_size=0), "Training.start_batch_size = 0: must be None, or at least 1"),
+        (lambda: short_start(start_batch_size=99), "start_batch_size = 99: a batch has only 16 pieces"),
         (lambda: short_start(start_context=7), "start_context = 7: it must divide seq_len = 48"),
         (lambda: replace(short_start(), budget=Budget(seconds=9.0)), "start_context = 12: a budget in seconds"),
         (
