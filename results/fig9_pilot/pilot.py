@@ -26,7 +26,6 @@ def experiment() -> Experiment:
         softmax("softmax-16M-by-4", start_tokens=16_000_000, start_batch_size=4),
         power("power-rows", mixer=Power(), start_tokens=16_000_000),
         power("power-none", mixer=Power(normalization="none"), start_tokens=16_000_000),
-        power("power-rows-by-8", mixer=Power(), start_tokens=16_000_000, start_batch_size=8),
     )
     return Experiment(
         name="pilot",
