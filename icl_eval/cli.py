@@ -117,6 +117,7 @@ def run(
     out: OutOption = Path("runs"),
     device: DeviceOption = "auto",
     seeds: Annotated[str | None, typer.Option(help="Seeds, as in 0,1,2, in place of the preset's.")] = None,
+    arms: Annotated[str | None, typer.Option(help="Arms to run, as in linear,power, in place of all.")] = None,
     text: TextOption = None,
     ledger: Annotated[Path | None, typer.Option(help="Take each arm's best learning rate from a ledger.")] = None,
     jobs: JobsOption = 1,
@@ -154,6 +155,7 @@ def run(
         sharding=sharding,
         tracker=tracker,
         tuning=tuning,
+        arms=arms,
     )
     if IS_MAIN_PROCESS and any(folder.rglob("DONE")):
         finished = [run for run in load_runs(folder) if run.seed in experiment.seeds]

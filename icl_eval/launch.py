@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from queue import SimpleQueue
@@ -41,6 +41,7 @@ def run_in_processes(
     device: str = "auto",
     tracker: str | None = None,
     tuning: dict[str, Any] | None = None,
+    only: Collection[tuple[str, int]] | None = None,
     on_end: Callable[[str, str | None], None] = lambda run, failure: None,
 ) -> tuple[Path, dict[str, str]]:
     """Run every arm and seed in a process of its own, ``jobs`` at a time, equally many on each of the visible GPUs.
@@ -48,7 +49,7 @@ def run_in_processes(
     A run that fails does not stop the others.
 
     Args:
-        experiment, out, device, tracker, tuning: as for :func:`icl_eval.run.run_experiment`.
+        experiment, out, device, tracker, tuning, only: as for :func:`icl_eval.run.run_experiment`.
         jobs: processes at a time.
         preset: the file that defines the experiment's classes, where they are the user's.
         on_end: called with each run's name when it has ended, and the reason if it failed.
@@ -68,7 +69,7 @@ def run_in_processes(
         raise ValueError(
             f"jobs = {jobs}: the budget of arm {timed[0]!r} is in seconds, which runs sharing a device would falsify"
         )
-    root, work = _unfinished(experiment, out, preset, device, tracker, tuning, runs_per_device)
+    root, work = _unfinished(experiment, out, preset, device, tracker, tuning, only, runs_per_device)
     failures: dict[str, str] = {}
     places: SimpleQueue[str | None] = SimpleQueue()
     for place in itertools.islice(itertools.cycle(gpus or [None]), jobs):
@@ -96,6 +97,7 @@ def run_on_ray(
     device: str = "auto",
     tracker: str | None = None,
     tuning: dict[str, Any] | None = None,
+    only: Collection[tuple[str, int]] | None = None,
     on_end: Callable[[str, str | None], None] = lambda run, failure: None,
 ) -> tuple[Path, dict[str, str]]:
     """Run every arm and seed as a Ray task; one whose worker dies is started again and resumes.
@@ -120,7 +122,7 @@ def run_on_ray(
     cluster = ray.cluster_resources()
     gpus = gpus_per_run if device != "cpu" and cluster.get("GPU", 0) else 0
     sharing = math.ceil(1 / gpus) if gpus else int(cluster["CPU"])
-    root, work = _unfinished(experiment, out.resolve(), preset, device, tracker, tuning, sharing)
+    root, work = _unfinished(experiment, out.resolve(), preset, device, tracker, tuning, only, sharing)
     task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=MAX_RETRIES, max_calls=1)(run_job)
     failures: dict[str, str] = {}
     running = {task.remote(job): job for job in work}
@@ -157,9 +159,10 @@ def _unfinished(
     device: str,
     tracker: str | None,
     tuning: dict[str, Any] | None,
+    only: Collection[tuple[str, int]] | None,
     runs_per_device: int,
 ) -> tuple[Path, list[Job]]:
-    """The experiment's folder, checked and begun, and the runs that are not done."""
+    """The experiment's folder, checked and begun, and the runs that are asked for and not done."""
     root = run_experiment(experiment, out, device=device, tracker=tracker, only=set())
     shared = {
         "preset": preset if preset is None or not Path(preset).is_file() else str(Path(preset).resolve()),
@@ -172,7 +175,9 @@ def _unfinished(
     }
     runs = [(arm.name, seed) for seed in experiment.seeds for arm in experiment.arms]
     return root, [
-        {**shared, "arm": arm, "seed": seed} for arm, seed in runs if not (root / arm / f"seed{seed}" / "DONE").exists()
+        {**shared, "arm": arm, "seed": seed}
+        for arm, seed in runs
+        if (only is None or (arm, seed) in only) and not (root / arm / f"seed{seed}" / "DONE").exists()
     ]
 
 

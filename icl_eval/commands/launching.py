@@ -36,6 +36,7 @@ def launch(
     sharding: str = "none",
     tracker: str | None = None,
     tuning: dict[str, Any] | None = None,
+    arms: str | None = None,
 ) -> tuple[Path, dict[str, str]]:
     """Run an experiment as the options say; gives its folder, and why runs failed, by arm."""
 
@@ -55,6 +56,10 @@ def launch(
             return run_here(experiment, out, sharding=sharding, **options, **callbacks)
 
     options: dict[str, Any] = {"device": device, "tracker": tracker, "tuning": tuning}
+    if arms is not None:
+        known = {arm.name: arm.name for arm in experiment.arms}
+        chosen = [lookup(known, name, "arm") for name in arms.split(",")]
+        options["only"] = {(name, seed) for name in chosen for seed in experiment.seeds}
     on_ray = partial(run_on_ray, gpus_per_run=gpus_per_run, preset=preset, on_end=on_end, **options)
     launchers: dict[str, Callable[[Experiment, Path], tuple[Path, dict[str, str]]]] = {"local": locally, "ray": on_ray}
     try:

@@ -114,6 +114,22 @@ def test_a_users_own_file_runs_plots_and_resumes(
     assert "positions.npz is damaged" in errors
 
 
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_arms_can_be_chosen_and_join_the_others_later(
+    jobs: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    command = ["run", "fig9_long_context", "--text", tmp_path / "texts", "--out", tmp_path / "runs", "--device", "cpu"]
+    for split, count in (("train", 2), ("heldout", 8)):
+        (tmp_path / "texts" / split).mkdir(parents=True)
+        for index in range(count):
+            (tmp_path / "texts" / split / f"{index}.txt").write_text(f"{split} {index}: " + "a b c d e f g " * 40)
+    for arms, expected in (("linear,power", {"linear", "power"}), ("softmax", {"linear", "power", "softmax"})):
+        code, _, errors = icl_eval(monkeypatch, capsys, *command, "--arms", arms, "--jobs", jobs)
+        assert code == 0, errors
+        (folder,) = (tmp_path / "runs").iterdir()
+        assert {done.parent.parent.name for done in folder.rglob("DONE")} == expected
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -121,6 +137,7 @@ def test_a_users_own_file_runs_plots_and_resumes(
         (["run", "nowhere.py"], "there is no file 'nowhere.py'"),
         (["run", "quickstart", "--seeds", "a"], "--seeds 'a': must be whole numbers"),
         (["run", "quickstart", "--device", "gpu"], "device = 'gpu'"),
+        (["run", "quickstart", "--arms", "mqar-powr"], "unknown arm 'mqar-powr'; did you mean 'mqar-power'"),
         (["run", "quickstart", "--gpus-per-run", "0.5"], "--gpus-per-run 0.5: needs --launcher ray"),
         (["run", "quickstart", "--launcher", "rya"], "unknown launcher 'rya'; did you mean 'ray'"),
         (["run", "quickstart", "--ledger", "nowhere.json"], "there is no ledger nowhere.json"),
