@@ -69,7 +69,8 @@ def run_in_processes(
         raise ValueError(
             f"jobs = {jobs}: the budget of arm {timed[0]!r} is in seconds, which runs sharing a device would falsify"
         )
-    root, work = _unfinished(experiment, out, preset, device, tracker, tuning, only, runs_per_device)
+    root, jobs_left = _unfinished(experiment, out, preset, device, tracker, tuning, only)
+    work = [job | {"runs_per_device": runs_per_device} for job in jobs_left]
     failures: dict[str, str] = {}
     places: SimpleQueue[str | None] = SimpleQueue()
     for place in itertools.islice(itertools.cycle(gpus or [None]), jobs):
@@ -118,11 +119,12 @@ def run_on_ray(
         raise ValueError("the Ray launcher needs Ray: pip install 'icl-eval[ray]'") from None
     if gpus_per_run <= 0:
         raise ValueError(f"gpus_per_run = {gpus_per_run}: must be positive")
+    root, jobs_left = _unfinished(experiment, out.resolve(), preset, device, tracker, tuning, only)
     ray.init(ignore_reinit_error=True, log_to_driver=False, configure_logging=False)
     cluster = ray.cluster_resources()
     gpus = gpus_per_run if device != "cpu" and cluster.get("GPU", 0) else 0
     sharing = math.ceil(1 / gpus) if gpus else int(cluster["CPU"])
-    root, work = _unfinished(experiment, out.resolve(), preset, device, tracker, tuning, only, sharing)
+    work = [job | {"runs_per_device": sharing} for job in jobs_left]
     task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=MAX_RETRIES, max_calls=1)(run_job)
     failures: dict[str, str] = {}
     running = {task.remote(job): job for job in work}
@@ -160,7 +162,6 @@ def _unfinished(
     tracker: str | None,
     tuning: dict[str, Any] | None,
     only: Collection[tuple[str, int]] | None,
-    runs_per_device: int,
 ) -> tuple[Path, list[Job]]:
     """The experiment's folder, checked and begun, and the runs that are asked for and not done."""
     root = run_experiment(experiment, out, device=device, tracker=tracker, only=set())
@@ -171,7 +172,6 @@ def _unfinished(
         "device": device,
         "tracker": tracker,
         "tuning": tuning,
-        "runs_per_device": runs_per_device,
     }
     runs = [(arm.name, seed) for seed in experiment.seeds for arm in experiment.arms]
     return root, [
