@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -167,6 +168,9 @@ def test_impossible_launches_are_refused(tmp_path: Path, monkeypatch: pytest.Mon
         run_in_processes(tiny, tmp_path, jobs=0)
     with pytest.raises(ValueError, match="jobs = 2: the budget of arm 'mqar-softmax' is in seconds"):
         run_in_processes(timed, tmp_path, jobs=2)
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(init=lambda **_: pytest.fail("a cluster was started")))
+    with pytest.raises(ValueError, match="device = 'gpu'"):
+        run_on_ray(tiny, tmp_path, device="gpu")
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ValueError, match=r"the Ray launcher needs Ray: pip install 'icl-eval\[ray\]'"):
         run_on_ray(tiny, tmp_path)
