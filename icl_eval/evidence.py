@@ -15,7 +15,7 @@ from icl_eval.experiment import Arm
 from icl_eval.models import Flops
 from icl_eval.positions import Positions
 from icl_eval.run_folder import Run
-from icl_eval.statistics import CONFIDENCE, Curve, Estimate, can_be_best, draws, estimate
+from icl_eval.statistics import CONFIDENCE, Curve, Estimate, can_be_best, draws, each_once, estimate
 
 Spent = Literal["flops", "seconds", "tokens"]
 ENDS = (0.25, 0.5, 1.0)
@@ -251,8 +251,8 @@ class Evidence:
     def cells(self, arm: ArmRuns, snapshot: int) -> tuple[np.ndarray, np.ndarray]:
         """Sums ``[seeds, N, bins]`` (nats) and what they are divided by ``[N, bins]``, on the common documents.
 
-        Every document is scaled to one byte (or token) in all, so that it counts once: windows of one book are no
-        independent books, and arms of other contexts read other numbers of them.
+        Every document counts once (:func:`icl_eval.statistics.each_once`): arms of other contexts read other numbers
+        of its windows.
         """
         first = arm.positions[0]
         keep = np.isin(first.documents, self.documents)
@@ -262,8 +262,7 @@ class Evidence:
                 raise MissingEvidenceError(f"the seeds of {arm.name} were not measured on the same held-out text")
         sums = [p.document_nll_sum[snapshot][np.isin(p.documents, self.documents)] for p in arm.positions]
         size = (first.document_count if first.document_bytes is None else first.document_bytes)[keep]
-        scale = 1 / np.maximum(size.sum(axis=1, keepdims=True), 1)
-        return np.stack(sums) * scale, size * scale
+        return each_once(np.stack(sums), size)
 
 
 def _is_bytes(arm: ArmRuns) -> bool:
