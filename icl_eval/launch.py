@@ -50,7 +50,7 @@ def run_in_processes(
     Args:
         experiment, out, device, tracker, tuning: as for :func:`icl_eval.run.run_experiment`.
         jobs: processes at a time.
-        preset: the file that defines the experiment's classes, where they are the user's.
+        preset: what the experiment was loaded from; needed where its classes are the user's.
         on_end: called with each run's name when it has ended, and the reason if it failed.
 
     Returns:
@@ -144,6 +144,7 @@ def run_job(job: Job) -> None:
         job["out"],
         device=job["device"],
         tracker=job["tracker"],
+        preset=job["preset"],
         tuning=job["tuning"],
         runs_per_device=job["runs_per_device"],
         only={(job["arm"], job["seed"])},
@@ -160,7 +161,7 @@ def _unfinished(
     runs_per_device: int,
 ) -> tuple[Path, list[Job]]:
     """The experiment's folder, checked and begun, and the runs that are not done."""
-    root = run_experiment(experiment, out, device=device, tracker=tracker, only=set())
+    root = run_experiment(experiment, out, device=device, tracker=tracker, preset=preset, only=set())
     shared = {
         "preset": preset if preset is None or not Path(preset).is_file() else str(Path(preset).resolve()),
         "experiment": experiment.to_dict(),
