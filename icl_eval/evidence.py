@@ -14,7 +14,7 @@ import numpy as np
 from icl_eval.experiment import Arm
 from icl_eval.models import Flops
 from icl_eval.positions import Positions
-from icl_eval.run_folder import Run
+from icl_eval.run_folder import Run, RunFolderError
 from icl_eval.statistics import CONFIDENCE, Curve, Estimate, can_be_best, draws, each_once, estimate
 
 Spent = Literal["flops", "seconds", "tokens"]
@@ -66,14 +66,15 @@ class ArmRuns:
         """Measurements, one a seed.
 
         Raises:
-            MissingEvidenceError: a run diverged or was not measured.
+            MissingEvidenceError: a run diverged, or its measurement is damaged or lacking.
         """
         for run in self.runs:
             if run.diverged:
                 raise MissingEvidenceError(f"{self.name}, seed {run.seed}, ended in NaN at step {run.status['step']}")
-            if run.positions is None:
-                raise MissingEvidenceError(f"{self.name}, seed {run.seed}, was not measured")
-        return tuple(run.positions for run in self.runs if run.positions is not None)
+        try:
+            return tuple(run.positions for run in self.runs if run.positions is not None)
+        except RunFolderError as error:
+            raise MissingEvidenceError(f"{self.name}: {error}") from error
 
     @property
     def state(self) -> int:
