@@ -2,8 +2,8 @@
 
     python benchmarks/run_scores.py RUNS --out results/state_frontier/scores.json
 
-For every arm: its state, what it spent, accuracy and loss (nats per scored token) of each seed over all held-out
-tokens, and the loss with its 95 % interval over documents and seeds. Runs that diverged are counted.
+For every arm: its state, what it spent, accuracy and loss (nats per scored token) of each seed, every held-out
+document counted once, and the loss with its 95 % interval over documents and seeds. Runs that diverged are counted.
 """
 
 import argparse
@@ -27,8 +27,8 @@ def scores(runs: list[Run]) -> dict[str, Any]:
         "state_elements": config["costs"]["state_elements"],
         "steps": config["schedule"]["steps"],
         "flops": config["schedule"]["flops"],
-        "accuracy_by_seed": [round(float(p.correct[-1].sum() / p.count.sum()), 4) for p in positions],
-        "nll_by_seed": [round(float(p.nll_sum[-1].sum() / p.count.sum()), 4) for p in positions],
+        "accuracy_by_seed": [round(float(overall([p], "accuracy").value), 4) for p in positions],
+        "nll_by_seed": [round(float(overall([p]).value), 4) for p in positions],
         "nll": [round(float(x), 4) for x in overall(positions)] if positions else None,
     }
 

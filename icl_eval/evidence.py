@@ -14,8 +14,8 @@ import numpy as np
 from icl_eval.experiment import Arm
 from icl_eval.models import Flops
 from icl_eval.positions import Positions
-from icl_eval.run_folder import Run
-from icl_eval.statistics import CONFIDENCE, Curve, Estimate, can_be_best, draws, estimate
+from icl_eval.run_folder import Run, RunFolderError
+from icl_eval.statistics import CONFIDENCE, Curve, Estimate, can_be_best, draws, each_once, estimate
 
 Spent = Literal["flops", "seconds", "tokens"]
 ENDS = (0.25, 0.5, 1.0)
@@ -66,14 +66,15 @@ class ArmRuns:
         """Measurements, one a seed.
 
         Raises:
-            MissingEvidenceError: a run diverged or was not measured.
+            MissingEvidenceError: a run diverged, or its measurement is damaged or lacking.
         """
         for run in self.runs:
             if run.diverged:
                 raise MissingEvidenceError(f"{self.name}, seed {run.seed}, ended in NaN at step {run.status['step']}")
-            if run.positions is None:
-                raise MissingEvidenceError(f"{self.name}, seed {run.seed}, was not measured")
-        return tuple(run.positions for run in self.runs if run.positions is not None)
+        try:
+            return tuple(run.positions for run in self.runs if run.positions is not None)
+        except RunFolderError as error:
+            raise MissingEvidenceError(f"{self.name}: {error}") from error
 
     @property
     def state(self) -> int:
@@ -251,8 +252,8 @@ class Evidence:
     def cells(self, arm: ArmRuns, snapshot: int) -> tuple[np.ndarray, np.ndarray]:
         """Sums ``[seeds, N, bins]`` (nats) and what they are divided by ``[N, bins]``, on the common documents.
 
-        Every document is scaled to one byte (or token) in all, so that it counts once: windows of one book are no
-        independent books, and arms of other contexts read other numbers of them.
+        Every document counts once (:func:`icl_eval.statistics.each_once`): arms of other contexts read other numbers
+        of its windows.
         """
         first = arm.positions[0]
         keep = np.isin(first.documents, self.documents)
@@ -262,8 +263,7 @@ class Evidence:
                 raise MissingEvidenceError(f"the seeds of {arm.name} were not measured on the same held-out text")
         sums = [p.document_nll_sum[snapshot][np.isin(p.documents, self.documents)] for p in arm.positions]
         size = (first.document_count if first.document_bytes is None else first.document_bytes)[keep]
-        scale = 1 / np.maximum(size.sum(axis=1, keepdims=True), 1)
-        return np.stack(sums) * scale, size * scale
+        return each_once(np.stack(sums), size)
 
 
 def _is_bytes(arm: ArmRuns) -> bool:

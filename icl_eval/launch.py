@@ -51,7 +51,7 @@ def run_in_processes(
     Args:
         experiment, out, device, tracker, tuning, only: as for :func:`icl_eval.run.run_experiment`.
         jobs: processes at a time.
-        preset: the file that defines the experiment's classes, where they are the user's.
+        preset: what the experiment was loaded from; needed where its classes are the user's.
         on_end: called with each run's name when it has ended, and the reason if it failed.
 
     Returns:
@@ -148,6 +148,7 @@ def run_job(job: Job) -> None:
         job["out"],
         device=job["device"],
         tracker=job["tracker"],
+        preset=job["preset"],
         tuning=job["tuning"],
         runs_per_device=job["runs_per_device"],
         only={(job["arm"], job["seed"])},
@@ -164,7 +165,7 @@ def _unfinished(
     only: Collection[tuple[str, int]] | None,
 ) -> tuple[Path, list[Job]]:
     """The experiment's folder, checked and begun, and the runs that are asked for and not done."""
-    root = run_experiment(experiment, out, device=device, tracker=tracker, only=set())
+    root = run_experiment(experiment, out, device=device, tracker=tracker, preset=preset, only=set())
     shared = {
         "preset": preset if preset is None or not Path(preset).is_file() else str(Path(preset).resolve()),
         "experiment": experiment.to_dict(),

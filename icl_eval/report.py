@@ -186,7 +186,7 @@ def _arm_row(study: Study, arm: ArmRuns) -> tuple[str, ...]:
 
 
 def _rerun(study: Study) -> str:
-    command = ["icl-eval", "run", study.preset]
+    command = ["icl-eval", "run", study.described.get("preset") or study.preset]
     command += ["--scale", study.scale] if study.scale else []
     command += ["--seeds", ",".join(map(str, study.seeds))]
     config = study.runs[0].config

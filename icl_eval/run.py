@@ -34,6 +34,7 @@ def run_experiment(
     tracker: str | None = None,
     checkpoint_seconds: float = 30.0,
     only: Collection[tuple[str, int]] | None = None,
+    preset: str | None = None,
     tuning: Mapping[str, Any] | None = None,
     runs_per_device: int = 1,
     on_start: Callable[[Arm, int, int], None] = lambda arm, seed, steps: None,
@@ -54,6 +55,7 @@ def run_experiment(
         tracker: accelerate's name of where metrics go beside ``metrics.jsonl``, such as ``"tensorboard"``.
         checkpoint_seconds: time between checkpoints.
         only: arms' names and seeds to run, in place of all; what others run of the same experiment is left alone.
+        preset: name or file that the experiment was loaded from; recorded in ``experiment.json``, a file by its name.
         tuning: by arms' names, how the learning rate was found; recorded in ``config.json``.
         runs_per_device: how many runs share the GPU, or the machine where there is none, this one included; recorded in
             ``env.json``, since times mean little where it is not 1. A resumed run keeps the largest.
@@ -94,7 +96,8 @@ def run_experiment(
     }
     root = Path(out) / f"{experiment.name}-{experiment.fingerprint(**circumstances)}"
     if accelerator.is_main_process:
-        described = {**experiment.to_dict(), "circumstances": circumstances}
+        loaded_from = None if preset is None else Path(preset).name
+        described = {**experiment.to_dict(), "preset": loaded_from, "circumstances": circumstances}
         write_atomically(root / "experiment.json", to_json(described, indent=2))
     for arm, seed in runs:
         folder = RunFolder(root / arm.name / f"seed{seed}")

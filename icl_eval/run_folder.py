@@ -17,6 +17,7 @@ import math
 import os
 import warnings
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -270,7 +271,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _read_positions(path: Path) -> Positions:
     try:
         return Positions.from_bytes(path.read_bytes())
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         raise RunFolderError(f"{path} is damaged: {error}") from error
 
 

@@ -1,8 +1,8 @@
 """Estimates with intervals from measured positions: paired bootstrap over held-out documents, seeds nested.
 
-Every function takes the runs of one arm, one :class:`Positions` a seed, measured on the same documents. Resamples are
-drawn from a fixed stream, so that two arms measured on the same documents are resampled alike: their differences are
-paired.
+Every function takes the runs of one arm, one :class:`Positions` a seed, measured on the same documents. Every document
+counts once, however much of it was read (:func:`each_once`). Resamples are drawn from a fixed stream, so that two arms
+measured on the same documents are resampled alike: their differences are paired.
 """
 
 from collections.abc import Sequence
@@ -75,7 +75,7 @@ def curve(runs: Sequence[Positions], metric: Metric = "nll", snapshot: int = -1)
 
 
 def overall(runs: Sequence[Positions], metric: Metric = "nll", snapshot: int = -1) -> Estimate:
-    """A metric over all scored tokens."""
+    """A metric over all positions."""
     sums, counts = _by_document(runs, metric, snapshot)
     bounds = _bootstrap(sums.sum(axis=2, keepdims=True), counts.sum(axis=1, keepdims=True))
     # Intervals are widened for few seeds and documents, past what a share can be.
@@ -140,8 +140,19 @@ def resampled_bins(
     return np.concatenate([ratio.value[None], ratio.resamples])
 
 
+def each_once(sums: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Sums ``[seeds, N, bins]`` and counts ``[N, bins]``, every document scaled to a count of one over all bins.
+
+    So a document counts once, however many windows of it were read: windows of one book are no independent books.
+    """
+    scale = 1 / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    return sums * scale, counts * scale
+
+
 def _by_document(runs: Sequence[Positions], metric: Metric, snapshot: int) -> tuple[np.ndarray, np.ndarray]:
-    """Sums ``[seeds, N, bins]`` and what they are divided by, ``[N, bins]``: scored tokens, or their bytes."""
+    """Sums ``[seeds, N, bins]`` and what they are divided by, ``[N, bins]``: a document's scored tokens, or their
+    bytes, as shares of all that it has.
+    """
     first = runs[0]
     for run in runs[1:]:
         if not (
@@ -151,9 +162,9 @@ def _by_document(runs: Sequence[Positions], metric: Metric, snapshot: int) -> tu
     if metric == "bits_per_byte":
         if first.document_bytes is None or any(run.document_bytes is None for run in runs):
             raise ValueError("bits per byte: the tokens are not text, or were measured before their bytes were kept")
-        return np.stack([run.document_nll_sum[snapshot] / np.log(2) for run in runs]), first.document_bytes
+        return each_once(np.stack([run.document_nll_sum[snapshot] / np.log(2) for run in runs]), first.document_bytes)
     sums = [run.document_nll_sum if metric == "nll" else run.document_correct for run in runs]
-    return np.stack([s[snapshot] for s in sums]), first.document_count
+    return each_once(np.stack([s[snapshot] for s in sums]), first.document_count)
 
 
 class _Ratio(NamedTuple):

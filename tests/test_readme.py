@@ -18,7 +18,10 @@ def test_the_operator_splits_anywhere() -> None:
 
 def test_links_and_commands_exist() -> None:
     root = Path(__file__).parents[1]
-    for target in re.findall(r"\]\(([^)h][^)]*)\)", README):
+    for target, heading in re.findall(r"\]\(([^)#h][^)#]*)#?([^)]*)\)", README):
         assert (root / target).exists(), target
+        if heading:
+            headings = re.findall(r"^#+ (.*)$", (root / target).read_text(), flags=re.MULTILINE)
+            assert heading in [title.lower().replace(" ", "-") for title in headings], f"{target}#{heading}"
     for target in re.findall(r"    make ([a-z-]+) ", README):
         assert f"\n{target}:" in (root / "Makefile").read_text()

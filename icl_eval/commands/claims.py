@@ -8,7 +8,7 @@ import typer
 from icl_eval.claims import CLAIMS, ONE_SEED_ALLOWANCE
 from icl_eval.gates import GATES
 from icl_eval.kernel_times import find_kernel_times
-from icl_eval.run_folder import load_runs
+from icl_eval.run_folder import RunFolderError, load_runs
 from icl_eval.statistics import CONFIDENCE, RESAMPLES, SMALLEST_SHARE
 from icl_eval.verdicts import verdicts
 
@@ -24,7 +24,13 @@ def claims(
         return
     kernels = find_kernel_times(runs)
     trained = [folder for folder in runs if kernels is None or any(folder.rglob("DONE"))]
-    for verdict in verdicts(load_runs(trained) if trained else [], kernels):
+    found = load_runs(trained) if trained else []
+    for run in found:
+        try:
+            _ = run.positions
+        except RunFolderError as error:
+            typer.echo(f"warning: {error}; claims that need it are inconclusive", err=True)
+    for verdict in verdicts(found, kernels):
         study = verdict.study
         where = f" ({study.name}, {study.domain}, seeds {', '.join(map(str, study.seeds))})" if study else ""
         typer.echo(f"{verdict.claim.name:5} {verdict.outcome}{where}: {verdict.reason}")

@@ -42,9 +42,11 @@ def inspect(
     vocab_size: Annotated[int | None, typer.Option(help="Of bpe.")] = None,
     tokenizer_path: Annotated[str | None, typer.Option(help="Of gpt2: folder of encoder.json and vocab.bpe.")] = None,
     wheels: WheelsOption = None,
-    out: Annotated[Path, typer.Option(help="The figure.")] = Path("document_lengths.png"),
+    out: Annotated[
+        Path | None, typer.Option(metavar="FOLDER_OR_FILE", help="Draw the lengths, into a folder or as a file.")
+    ] = None,
 ) -> None:
-    """Print documents, lengths, bytes per token, an example and the hash of a corpus, and draw its lengths."""
+    """Print documents, lengths, bytes per token, an example and the hash of a corpus."""
     lookup(dict.fromkeys(get_args(TokenizerName)), tokenizer, "tokenizer")
     fields = {"tokenizer": tokenizer, "vocab_size": vocab_size, "tokenizer_path": tokenizer_path}
     tasks = text_tasks(source, fields | _of_wheels(source, wheels))
@@ -53,7 +55,6 @@ def inspect(
         corpus = task.corpus()
         if not corpus.sizes.any():
             raise ValueError(f"{source}: its documents hold no text")
-        file = out if number == 0 else out.with_name(f"{out.stem}-{number + 1}{out.suffix}")
         console.print(f"\n[bold]{task.name}[/bold], tokens: {task.tokenizer}")
         print_table(console, _summary(corpus))
         print_table(console, _lengths(corpus))
@@ -62,8 +63,11 @@ def inspect(
         for key, value in corpus.about.items():
             console.print(f"{key}: {value}", highlight=False, markup=False)
         console.print(f"an example, from {_example(corpus)}", highlight=False, markup=False)
-        plot_lengths(corpus, file)
-        console.print(f"figure: {file}", highlight=False)
+        if out is not None:
+            file = out if out.suffix and not out.is_dir() else out / "document_lengths.png"
+            file = file if number == 0 else file.with_stem(f"{file.stem}-{number + 1}")
+            plot_lengths(corpus, file)
+            console.print(f"figure: {file}", highlight=False)
 
 
 @app.command()

@@ -51,16 +51,16 @@ def launch(
 
     def locally(experiment: Experiment, out: Path) -> tuple[Path, dict[str, str]]:
         if jobs != 1:
-            return run_in_processes(experiment, out, jobs=jobs, preset=preset, on_end=on_end, **options)
+            return run_in_processes(experiment, out, jobs=jobs, on_end=on_end, **options)
         with live_line(console) as callbacks:
             return run_here(experiment, out, sharding=sharding, **options, **callbacks)
 
-    options: dict[str, Any] = {"device": device, "tracker": tracker, "tuning": tuning}
+    options: dict[str, Any] = {"preset": preset, "device": device, "tracker": tracker, "tuning": tuning}
     if arms is not None:
         known = {arm.name: arm.name for arm in experiment.arms}
         chosen = [lookup(known, name, "arm") for name in arms.split(",")]
         options["only"] = {(name, seed) for name in chosen for seed in experiment.seeds}
-    on_ray = partial(run_on_ray, gpus_per_run=gpus_per_run, preset=preset, on_end=on_end, **options)
+    on_ray = partial(run_on_ray, gpus_per_run=gpus_per_run, on_end=on_end, **options)
     launchers: dict[str, Callable[[Experiment, Path], tuple[Path, dict[str, str]]]] = {"local": locally, "ray": on_ray}
     try:
         return lookup(launchers, launcher, "launcher")(experiment, out)

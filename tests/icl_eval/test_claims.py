@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from math import inf
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 
 from icl_eval import Experiment, load_runs
 from icl_eval.claims import CLAIMS
-from icl_eval.commands.claims import claims_markdown
+from icl_eval.commands.claims import claims, claims_markdown
 from icl_eval.kernel_times import find_kernel_times
 from icl_eval.presets import load_preset
 from icl_eval.run_folder import RunFolderError
@@ -217,6 +218,30 @@ def test_a_damaged_kernel_benchmark_is_named(tmp_path: Path) -> None:
     (tmp_path / "kernels" / "power_attention.json").write_text("{")
     with pytest.raises(RunFolderError, match="cannot read the kernel benchmark"):
         find_kernel_times([tmp_path])
+
+
+@pytest.mark.parametrize("damage", [
+    lambda data: data[:-100],
+    lambda data: b"",
+    lambda data: data[:58] + b"\xff" * 8 + data[66:],
+], ids=["cut", "empty", "overwritten"])  # fmt: skip
+def test_damaged_measurements_are_named_and_the_other_experiments_judged(
+    damage: Callable[[bytes], bytes], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """One that a claim needs, and one of an experiment that no claim is about."""
+    central = write_study(tmp_path, CENTRAL, LONG, seeds=(0, 1))
+    other = write_study(tmp_path, replace(CENTRAL, name="mine"), LONG, seeds=(0,))
+    write_study(tmp_path, preset("table4_equal_inference"), WORLDS["C14"][0])
+    files = [root / "power" / "seed0" / "positions.npz" for root in (central, other)]
+    for file in files:
+        file.write_bytes(damage(file.read_bytes()))
+    claims([tmp_path])
+    out, errors = capsys.readouterr()
+    assert [f"{file} is damaged: " in errors for file in files] == [True, True]
+    assert f"seeds 0, 1): evidence is missing: power: {files[0]} is damaged: " in out
+    assert [line.split()[1] for line in out.splitlines() if line.startswith(("C12 ", "C13 ", "C14 "))] == [
+        "inconclusive", "inconclusive", "holds",
+    ]  # fmt: skip
 
 
 def test_the_document_is_what_the_code_says() -> None:

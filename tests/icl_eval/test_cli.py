@@ -103,6 +103,10 @@ def test_a_users_own_file_runs_plots_and_resumes(
     assert f"mine, {first.name}" in text
     assert f"mine, {second.name}" in text
 
+    code, _, errors = icl_eval(monkeypatch, capsys, "report", first, "--out", tmp_path, "--preset", preset)
+    assert code == 0, errors
+    assert "Again: `icl-eval run my_preset.py --seeds 0,1`" in (tmp_path / "report.md").read_text()
+
     (first / "mine" / "seed1" / "DONE").unlink()
     _, text, _ = icl_eval(monkeypatch, capsys, "plot", first, "--preset", preset)
     assert "Not finished, and left out: mine seed 1." in text

@@ -11,7 +11,7 @@ from icl_eval.contrasts import dominates
 from icl_eval.evidence import ArmRuns, Evidence
 from icl_eval.positions import log_bin_edges
 from icl_eval.presets import load_preset
-from icl_eval.statistics import estimate
+from icl_eval.statistics import estimate, resampled_bins
 from tests.icl_eval.synthetic import few_resamples  # noqa: F401
 from tests.icl_eval.test_statistics import positions
 
@@ -73,6 +73,16 @@ def test_every_book_counts_once_however_many_windows_of_it_were_read() -> None:
     (arm,) = found.arms
     for loss in (found.best(arm), found.octave(arm, 65_536)):
         assert loss[0] == pytest.approx(books.mean())
+
+
+def test_claims_and_tables_weigh_books_alike() -> None:
+    found = tie(np.random.default_rng(2))
+    arm = found.arms[0]
+    last = (EDGES[:-1] > 32_768)[:, None].astype(float)
+    table = resampled_bins(arm.positions, last)[:, 0]
+    claim = found.octave(arm, 65_536)
+    assert table[0] == pytest.approx(claim[0])
+    np.testing.assert_allclose(table[1:], claim[-len(table[1:]) :])
 
 
 def test_arms_that_choose_other_bins_keep_the_books_in_the_same_proportion() -> None:

@@ -89,6 +89,7 @@ def test_a_run_that_dies_is_reported_and_stops_no_other(preset: Path, undisturbe
     assert (again, failures) == (root, {})
     assert_identical(undisturbed, root)
     assert {run.env["runs_per_device"] for run in load_runs(root)} == {2}
+    assert json.loads((root / "experiment.json").read_text())["preset"] == "killing.py"
 
 
 def test_processes_end_with_their_parent(tmp_path: Path) -> None:

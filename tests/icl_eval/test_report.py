@@ -76,6 +76,15 @@ def test_text_of_runs_is_escaped(tmp_path: Path) -> None:
     assert "&lt;b&gt;At|a" in (tmp_path / "out" / "report.html").read_text()
 
 
+def test_an_arm_whose_measurement_is_damaged_is_named(tmp_path: Path) -> None:
+    root = write_study(tmp_path, CENTRAL, LONG, seeds=(0,))
+    file = root / "power" / "seed0" / "positions.npz"
+    file.write_bytes(b"")
+    write_report(load_runs(root), None, tmp_path / "out")
+    (row,) = (line for line in (tmp_path / "out" / "report.md").read_text().splitlines() if line.startswith("| power "))
+    assert f"{file} is damaged" in row
+
+
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(RunFolderError, match="cannot write"):

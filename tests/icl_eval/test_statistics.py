@@ -7,7 +7,18 @@ import pytest
 from scipy import stats
 
 from icl_eval.positions import Positions, log_bin_edges
-from icl_eval.statistics import best_context_loss, by_seed, context_gain, curve, draws, estimate, overall
+from icl_eval.statistics import (
+    Metric,
+    best_context_loss,
+    by_seed,
+    context_gain,
+    curve,
+    draws,
+    each_once,
+    estimate,
+    overall,
+    resampled_bins,
+)
 
 
 def positions(document_means: np.ndarray, tokens_a_cell: float = 10.0) -> Positions:
@@ -166,6 +177,33 @@ def test_bits_per_byte_compares_tokenisers() -> None:
     assert best.estimate.value == pytest.approx(1.5 / np.log(2))
     with pytest.raises(ValueError, match="bits per byte: the tokens are not text"):
         overall([coarse], "bits_per_byte")
+
+
+@pytest.mark.parametrize("metric", ["nll", "bits_per_byte"])
+def test_every_document_counts_once_however_many_windows_of_it_were_read(metric: Metric) -> None:
+    """Books whose losses fall by as much as they are long: the long ones would hide the fall."""
+    windows = np.array([7, 34, 2, 1, 1, 1, 2, 19, 7.0])[:, None]
+    means = np.random.default_rng(10).normal(2.0, 0.2, (9, 1)) + np.array([0.3, 0.2, 0.1]) / windows
+    count = windows * np.array([10, 20, 40])
+    run = replace(positions(means), document_nll_sum=(means * count)[None], document_count=count, document_bytes=count)
+    unit = np.log(2) if metric == "bits_per_byte" else 1.0
+    books = means / unit
+    np.testing.assert_allclose(curve([run], metric).estimate.value, books.mean(axis=0))
+    np.testing.assert_allclose(resampled_bins([run], metric=metric)[0], books.mean(axis=0))
+    assert overall([run], metric).value == pytest.approx((books @ np.array([1, 2, 4]) / 7).mean())
+    assert context_gain([run], early=0, metric=metric).value == pytest.approx((books[:, 0] - books[:, 2]).mean())
+    assert best_context_loss([run], metric=metric).estimate.value == pytest.approx(books[1::2, 2].mean())
+
+
+def test_documents_of_as_many_tokens_are_left_as_they_are() -> None:
+    rng = np.random.default_rng(11)
+    count = rng.multinomial(64, [0.2, 0.3, 0.5], 12).astype(float)
+    sums = rng.normal(2.0, 0.5, (3, 12, 3)) * count
+    once = each_once(sums, count)
+    np.testing.assert_array_equal(once[0] * 64, sums)
+    np.testing.assert_array_equal(once[1] * 64, count)
+    run = replace(positions(count), document_nll_sum=sums[:1], document_count=count)
+    np.testing.assert_allclose(curve([run]).estimate.value, sums[0].sum(axis=0) / count.sum(axis=0), rtol=1e-14)
 
 
 @pytest.mark.parametrize("text", [None, np.full((3, 2), 7.0)], ids=["no bytes", "bytes"])

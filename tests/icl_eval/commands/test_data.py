@@ -181,7 +181,8 @@ def test_a_preset_runs_on_files(
 def test_inspect_tells_documents_lengths_and_hash(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    command = ["data", "inspect", corpus, "--tokenizer", "bpe", "--vocab-size", "280", "--out", tmp_path / "a.png"]
+    monkeypatch.chdir(tmp_path)
+    command = ["data", "inspect", corpus, "--tokenizer", "bpe", "--vocab-size", "280"]
     code, out, errors = icl_eval(monkeypatch, capsys, *command)
     assert code == 0, errors
     made = Files(path=str(corpus), tokenizer="bpe", vocab_size=280).corpus()
@@ -190,7 +191,21 @@ def test_inspect_tells_documents_lengths_and_hash(
     assert f"{made.documents['bytes'][train].sum() / made.sizes[train].sum():.3f}" in out
     assert "8 bottles of beer on the wall, 8 bottles" in out
     assert "s0" in out
-    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+    assert "figure" not in out
+    assert not list(tmp_path.iterdir()), "nothing is written unasked"
+
+
+@pytest.mark.parametrize(
+    ("out", "drawn"), [("a.png", "a.png"), ("new", "new/document_lengths.png"), ("v1.0", "v1.0/document_lengths.png")]
+)
+def test_inspect_draws_into_a_file_or_a_folder(
+    out: str, drawn: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "v1.0").mkdir()
+    code, shown, errors = icl_eval(monkeypatch, capsys, "data", "inspect", TINY, "--out", tmp_path / out)
+    assert code == 0, errors
+    assert (tmp_path / drawn).read_bytes().startswith(b"\x89PNG")
+    assert f"figure: {tmp_path / drawn}" in shown.replace("\n", "")
 
 
 @pytest.mark.parametrize(
