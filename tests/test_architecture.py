@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from icl_eval.cli import COMMANDS
+
 ROOT = Path(__file__).parents[1]
 ROOMS = {"icl_eval.kernels": "kernels", "icl_eval.models": "models", "icl_eval.tasks": "tasks", "icl_eval": "icl_eval"}
 LEAF = {"icl_eval.config"}
@@ -75,8 +77,16 @@ def test_kernels_load_without_the_other_rooms() -> None:
     assert "icl_eval.train" not in loaded
 
 
-def test_the_command_line_starts_without_what_is_slow_to_load() -> None:
-    code = "import sys, icl_eval.cli; print(*sys.modules)"
+SLOW = {"datasets", "lm_eval.evaluator", "ray", "scipy.stats", "seaborn", "torch._dynamo", "transformers"}
+
+
+@pytest.mark.parametrize(
+    ("commands", "slow"),
+    [((), SLOW | {"torch", "matplotlib"}), (("list",), SLOW | {"torch", "matplotlib"}), (COMMANDS, SLOW)],
+    ids=["none", "list", "all"],
+)
+def test_commands_are_loaded_without_what_is_slow_to_load(commands: tuple[str, ...], slow: set[str]) -> None:
+    modules = ["icl_eval.cli", *(f"icl_eval.commands.{name.replace('-', '_')}" for name in commands)]
+    code = f"import sys, {', '.join(modules)}; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    slow = {"datasets", "lm_eval.evaluator", "ray", "scipy.stats", "seaborn", "torch._dynamo", "transformers"}
     assert not slow & set(loaded)

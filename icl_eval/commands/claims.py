@@ -12,7 +12,10 @@ from icl_eval.run_folder import RunFolderError, load_runs
 from icl_eval.statistics import CONFIDENCE, RESAMPLES, SMALLEST_SHARE
 from icl_eval.verdicts import verdicts
 
+app = typer.Typer(add_completion=False)
 
+
+@app.command()
 def claims(
     runs: Annotated[
         list[Path] | None, typer.Argument(metavar="[RUN...]", help="Run folders, or folders of runs.")

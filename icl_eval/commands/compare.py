@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+from icl_eval.commands.options import RunsArgument, UsersFileOption
 from icl_eval.comparison import Difference
 from icl_eval.comparison import compare as compare_arms
 from icl_eval.config import lookup
@@ -26,16 +27,19 @@ from icl_eval.run_folder import RunFolderError, load_runs
 from icl_eval.tables import bin_label, new_table
 from icl_eval.tasks import Task
 
+app = typer.Typer(add_completion=False)
 
+
+@app.command()
 def compare(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders, or folders of runs.")],
+    runs: RunsArgument,
     baseline: Annotated[
         str | None, typer.Option(help="Arm that all others are compared with; every pair if not given.")
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder for the figure; RUN if it is one, comparison/ if there are several.")
     ] = None,
-    preset: Annotated[str | None, typer.Option(help="Your file, where the runs use tasks or mixers of yours.")] = None,
+    preset: UsersFileOption = None,
 ) -> None:
     """Paired differences of loss by position, between arms measured on the same documents: a table and a figure.
 

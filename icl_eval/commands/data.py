@@ -26,7 +26,7 @@ from icl_eval.tasks.text.corpus import Corpus
 from icl_eval.tasks.text.tasks import FROZEN
 from icl_eval.tasks.text.tokenizers import TokenizerName
 
-app = typer.Typer(help="Look at a corpus, and freeze one as files.", no_args_is_help=True)
+app = typer.Typer(help="Look at a corpus, and freeze one as files.", no_args_is_help=True, add_completion=False)
 EXAMPLE_CHARACTERS = 320
 
 SourceArgument = Annotated[

@@ -11,6 +11,7 @@ from icl_eval.commands.findings import Finding, passed, print_finding
 from icl_eval.kernels import power_attention
 from icl_eval.kernels.doctor import doctor as check_kernels
 
+app = typer.Typer(add_completion=False)
 DEGREES = {1: "none", 2: "row_sum", 3: "none", 4: "row_sum"}
 TOLERANCE = 1e-9
 """Of relative differences in float64."""
@@ -24,6 +25,7 @@ EXTRAS = {
 }
 
 
+@app.command()
 def doctor() -> None:
     """Check every kernel against its reference on this machine, and say which backend will be used and why."""
     console = Console()

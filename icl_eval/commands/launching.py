@@ -1,9 +1,9 @@
-"""Options of the commands that train, and the launcher they choose."""
+"""How the commands that train do so: here, in several processes, or on Ray."""
 
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 from rich.console import Console
@@ -12,15 +12,6 @@ from icl_eval.commands.progress import live_line
 from icl_eval.config import lookup
 from icl_eval.experiment import Experiment
 from icl_eval.launch import run_here, run_in_processes, run_on_ray
-
-PresetArgument = Annotated[str, typer.Argument(metavar="PRESET", help="A preset's name, or a Python file of yours.")]
-ScaleOption = Annotated[str | None, typer.Option(help="smoke, h200 or paper, where the preset has scales.")]
-OutOption = Annotated[Path, typer.Option(help="Folder for the experiment's folder.")]
-DeviceOption = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
-TextOption = Annotated[Path | None, typer.Option(help="Files to put in place of every text of the preset.")]
-JobsOption = Annotated[int, typer.Option(help="Runs at a time, sharing this machine's GPUs or cores.")]
-LauncherOption = Annotated[str, typer.Option(help="local, or ray: a task an arm and seed on a Ray cluster.")]
-GpusOption = Annotated[float, typer.Option(help="GPUs a run takes of a Ray cluster; a fraction shares one.")]
 
 
 def launch(

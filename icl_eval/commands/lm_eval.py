@@ -1,4 +1,4 @@
-"""``icl-eval lm-eval``: lm-eval's own command line, with the model of a run folder."""
+"""``icl-eval lm-eval``: the command line of lm-eval, with the model of a run folder."""
 
 import difflib
 import json
@@ -10,7 +10,10 @@ import typer
 
 from icl_eval.commands.path import LM_EVAL_TASKS
 
+app = typer.Typer(add_completion=False)
 
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def lm_eval(
     context: typer.Context,
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder whose model is evaluated.")],

@@ -13,6 +13,7 @@ import torch
 import typer
 
 from icl_eval.commands.data import text_tasks
+from icl_eval.commands.options import DeviceOption, UsersFileOption
 from icl_eval.config import lookup
 from icl_eval.measure_text import measure_text
 from icl_eval.measured import Documents, MeasuredArm, PretrainedConfig
@@ -26,11 +27,13 @@ from icl_eval.spans import Span, choose_spans, hash_of
 from icl_eval.subjects import Subject, find_subjects
 from icl_eval.summary import summarise
 
+app = typer.Typer(add_completion=False)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 DEFAULT_CONTEXT = 1024
 Unit = Literal["bytes", "tokens"]
 
 
+@app.command()
 def measure(
     models: Annotated[
         list[str], typer.Argument(metavar="MODEL...", help="Run folders, Hugging Face folders, or names on the hub.")
@@ -46,10 +49,10 @@ def measure(
     spans: Annotated[int, typer.Option(min=1, help="Most spans of text to measure.")] = 256,
     split: Annotated[str, typer.Option(help="Which documents: heldout or all.")] = "heldout",
     out: Annotated[Path, typer.Option(help="Folder for the measurement's folder.")] = Path("runs"),
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: DeviceOption = "auto",
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
     chunk: Annotated[int | None, typer.Option(min=1, help="Tokens read at a time; chosen if not given.")] = None,
-    preset: Annotated[str | None, typer.Option(help="Your file, where runs use tasks or mixers of yours.")] = None,
+    preset: UsersFileOption = None,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run the code that comes with a model.")
     ] = False,

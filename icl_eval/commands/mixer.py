@@ -17,7 +17,7 @@ from icl_eval.models import MIXERS, MixerConfig, ModelConfig
 from icl_eval.models.mixers import SequenceMixer
 from icl_eval.presets import defaults_in, load_preset
 
-app = typer.Typer(help="Check mixers.", no_args_is_help=True)
+app = typer.Typer(help="Check mixers.", no_args_is_help=True, add_completion=False)
 LENGTH = 97
 TOLERANCE = 1e-8
 """Of relative differences in float64."""

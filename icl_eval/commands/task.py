@@ -18,7 +18,7 @@ from icl_eval.models import ModelConfig, Softmax, Transformer
 from icl_eval.presets import defaults_in, load_preset
 from icl_eval.tasks import TASKS, Batch, Source, Task
 
-app = typer.Typer(help="Check tasks.", no_args_is_help=True)
+app = typer.Typer(help="Check tasks.", no_args_is_help=True, add_completion=False)
 TOKENS_PER_STEP = 4096
 FAST_TOKENS_PER_SECOND = 2e6
 SHOWN = 20

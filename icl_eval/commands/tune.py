@@ -7,7 +7,8 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from icl_eval.commands.launching import (
+from icl_eval.commands.launching import launch
+from icl_eval.commands.options import (
     DeviceOption,
     GpusOption,
     JobsOption,
@@ -16,13 +17,15 @@ from icl_eval.commands.launching import (
     PresetArgument,
     ScaleOption,
     TextOption,
-    launch,
 )
 from icl_eval.presets import load_preset, on_text
 from icl_eval.printing import new_console, print_table
 from icl_eval.tuning import Grid, tune
 
+app = typer.Typer(add_completion=False)
 
+
+@app.command()
 def tune_command(
     preset: PresetArgument,
     scale: ScaleOption = None,

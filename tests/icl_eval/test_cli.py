@@ -1,13 +1,15 @@
 """The command line as a user types it."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from icl_eval.cli import main
+from icl_eval import commands
+from icl_eval.cli import COMMANDS, main
 from icl_eval.presets import load_preset
 
 USER_FILE = '''
@@ -137,6 +139,8 @@ def test_arms_can_be_chosen_and_join_the_others_later(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["lst"], "No such command 'lst'. Did you mean 'list'?"),
+        (["data", "inpect"], "No such command 'inpect'. Did you mean 'inspect'?"),
         (["run", "quikstart"], "unknown preset 'quikstart'; did you mean 'quickstart'"),
         (["run", "nowhere.py"], "there is no file 'nowhere.py'"),
         (["run", "quickstart", "--seeds", "a"], "--seeds 'a': must be whole numbers"),
@@ -210,7 +214,30 @@ def test_doctor_names_the_backend_and_the_reason(
     assert "extras of icl-eval" in out
 
 
-def test_the_installed_command_starts() -> None:
+def test_the_installed_command_starts_and_lists_all_commands() -> None:
+    modules = Path(commands.__file__).parent.glob("*.py")
+    with_app = {file.stem.replace("_", "-") for file in modules if "\napp = " in file.read_text()}
+    assert set(COMMANDS) == with_app
     command = Path(sys.executable).parent / "icl-eval"
     shown = subprocess.run([command, "--help"], capture_output=True, text=True, check=True).stdout
-    assert all(name in shown for name in ("list", "show", "run", "tune", "plot", "table", "doctor"))
+    for name in COMMANDS:
+        assert re.search(rf"^│ {name} +[A-Z][^│]{{10}}", shown, flags=re.MULTILINE), name
+
+
+ARGUMENTS = {
+    "list": "List presets", "show": "--config", "run": "--seeds", "tune": "--rates", "plot": "RUN...", "table": "wsfr",
+    "doctor": "Check every kernel", "claims": "RUN...", "report": "--preset", "measure": "--spans",
+    "compare": "--baseline", "path": "lm-eval-tasks", "lm-eval": "RUN", "data": "inspect", "task": "check",
+    "mixer": "check",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_explains_its_arguments(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    code, out, _ = icl_eval(monkeypatch, capsys, name, "--help")
+    assert code == 0
+    assert f"Usage: icl-eval {name} [OPTIONS]" in out
+    assert ARGUMENTS[name] in out
+    assert "--install-completion" not in out
