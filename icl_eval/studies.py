@@ -64,11 +64,17 @@ class Study:
     @property
     def paired(self) -> tuple[ArmRuns, ...]:
         """The arms with the seeds that all of them have."""
-        common = set.intersection(*(set(arm.seeds) for arm in self.arms))
+        common = self.paired_seeds
         return tuple(ArmRuns(arm.name, tuple(run for run in arm.runs if run.seed in common)) for arm in self.arms)
 
     @property
+    def paired_seeds(self) -> tuple[int, ...]:
+        """The seeds that all arms have, and that arms are compared on."""
+        return tuple(sorted(set.intersection(*(set(arm.seeds) for arm in self.arms))))
+
+    @property
     def seeds(self) -> tuple[int, ...]:
+        """The seeds that any arm has."""
         return tuple(sorted({run.seed for run in self.runs}))
 
     @property

@@ -42,7 +42,8 @@ class Verdict:
 
     @property
     def seeds(self) -> int:
-        return len(self.study.seeds) if self.study else 0
+        """How many the contrasts are over."""
+        return len(self.study.paired_seeds) if self.study else 0
 
     @property
     def weakest(self) -> Contrast | None:

@@ -35,7 +35,7 @@ def claims(
             typer.echo(f"warning: {error}; claims that need it are inconclusive", err=True)
     for verdict in verdicts(found, kernels):
         study = verdict.study
-        where = f" ({study.name}, {study.domain}, seeds {', '.join(map(str, study.seeds))})" if study else ""
+        where = f" ({study.name}, {study.domain}, seeds {', '.join(map(str, study.paired_seeds))})" if study else ""
         typer.echo(f"{verdict.claim.name:5} {verdict.outcome}{where}: {verdict.reason}")
         for contrast in verdict.contrasts if study else ():
             value, low, high = contrast.estimate

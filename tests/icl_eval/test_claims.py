@@ -121,6 +121,15 @@ def test_what_cannot_decide_is_inconclusive(
     assert reason in found.reason
 
 
+def test_a_verdict_names_the_seeds_that_its_contrasts_are_over(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    root = write_study(tmp_path, CENTRAL, LONG, skip=[("power", 1), ("linear", 2)])
+    found = verdict("C12", root)
+    assert found.seeds == 1
+    assert {len(contrast.by_seed) for contrast in found.contrasts} == {1}
+    claims([root])
+    assert "seeds 0): complete: unfinished: linear seed 2, power seed 1\n" in capsys.readouterr().out
+
+
 def test_every_seed_needs_a_tuned_rate(tmp_path: Path) -> None:
     root = write_study(tmp_path, CENTRAL, LONG)
     untuned = write_study(tmp_path / "untuned", CENTRAL, LONG, tuning=None)
