@@ -11,6 +11,7 @@ from icl_eval.comparison import Difference
 from icl_eval.comparison import compare as compare_arms
 from icl_eval.config import lookup
 from icl_eval.plots import (
+    Group,
     fit_to_lines,
     group_runs,
     legend,
@@ -44,14 +45,13 @@ def compare(
     """Paired differences of loss by position, between arms measured on the same documents: a table and a figure.
 
     Intervals hold with 95 % for all positions of all pairs of a task at once (max-|t| bootstrap over documents, seeds
-    nested), so however many are looked at, the chance of any false difference is 5 %.
+    nested), so however many are looked at, the chance of any false difference is 5 %. Arms are compared on the seeds
+    that all of them finished, where there are any.
     """
     if preset is not None:
         load_preset(preset)
-    found = {
-        task: {group.label: group.positions for group in groups if group.positions}
-        for task, groups in group_runs(load_runs(runs)).items()
-    }
+    groups = {task: _on_common_seeds(arms) for task, arms in group_runs(load_runs(runs)).items()}
+    found = {task: {group.label: group.positions for group in arms} for task, arms in groups.items()}
     if baseline is not None:
         lookup({name: task for task, arms in found.items() for name in arms}, baseline, "arm")
     compared: dict[Task, list[Difference]] = {
@@ -64,7 +64,8 @@ def compare(
     console = new_console()
     titles = panel_titles(compared)
     for task, differences in compared.items():
-        console.print(f"\n[bold]{titles[task]}[/bold], {loss_label(task)}")
+        seeds = sorted({run.seed for group in groups[task] for run in group.runs})
+        console.print(f"\n[bold]{titles[task]}[/bold], {loss_label(task)}, seed {', '.join(map(str, seeds))}")
         print_table(console, _rows(task, differences))
     console.print(
         "Intervals and stars hold with 95 % for all positions of all pairs of a task at once (max-|t| bootstrap over "
@@ -74,6 +75,16 @@ def compare(
     folder = out or (runs[0] if len(runs) == 1 else Path("comparison"))
     folder.mkdir(parents=True, exist_ok=True)
     console.print(f"figure: {_draw(compared, folder / 'differences.png')}", highlight=False)
+
+
+def _on_common_seeds(groups: list[Group]) -> list[Group]:
+    """The measured arms, on the seeds that all of them have: one arm's further seeds would differ by their own luck."""
+    groups = [group for group in groups if group.positions]
+    finished = [{run.seed for run in group.runs if not run.diverged} for group in groups]
+    common = set.intersection(*finished) if finished else set()
+    if not common:
+        return groups
+    return [group._replace(runs=[run for run in group.runs if run.seed in common]) for group in groups]
 
 
 def _rows(task: Task, differences: list[Difference]) -> Table:

@@ -104,6 +104,7 @@ def test_a_users_own_file_runs_plots_and_resumes(
     assert code == 0, errors
     assert f"mine, {first.name}" in text
     assert f"mine, {second.name}" in text
+    assert ", seed 0\n" in text, "the seed that both have"
 
     code, _, errors = icl_eval(monkeypatch, capsys, "report", first, "--out", tmp_path, "--preset", preset)
     assert code == 0, errors
