@@ -275,8 +275,8 @@ CLAIMS: tuple[Claim, ...] = (
         "reduced scale all of them read their first 16 M tokens in sequences of 2,048, eight an update, counted at "
         "what they cost, since softmax would get too few updates to learn in context otherwise (the paper starts at "
         "the full context), and power has heads of 32 (the others, and the paper, of 64), which gives it the paper's "
-        "share of weights and state; each held-out document is read in 24 rolled windows there, so that early and "
-        "late positions read the same text",
+        "share of weights and state; 216 rolled windows of the held-out documents are read there, equally many of each "
+        "(24 of each of nine books, two or three of 96 packages), so that early and late positions read like text",
         quantity=f"{_BEST} of each rival less power's, at three budgets equally spaced in log FLOPs from a quarter "
         "to the "
         "whole (parabola through the three nearest end points)",

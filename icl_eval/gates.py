@@ -23,7 +23,8 @@ GATES = {
     "the whole budget are finished runs; points on a cosine curve are not",
     "budget": f"every arm spent its budget to within {MISMATCH:.0%}",
     "learning rate": f"every arm's rate is the best of at least {FEWEST_TRIES} tried by one rule for all (`icl-eval "
-    "tune`: a grid, extended while the best lies at its edge) and is not at an edge; without a ledger the gate is shut",
+    "tune`: a grid, extended while the best lies at its edge) and is not at an edge; tries on other documents or from "
+    "another start count where there are none on these, and the finding says so; without a ledger the gate is shut",
     "gain": f"the loss of the strongest arm, and of the softmax arm if there is one, falls by at least {VALID_GAIN} "
     "nats per byte from the second octave of positions (3 and 4) to the last, with an interval clear of zero",
     "halving": "half the budget puts every contrast on the same side of its margin (claims that are tested at a "

@@ -148,7 +148,10 @@ def _section(study: Study, decided: list[Verdict], figures: Path) -> Section:
         "arm", "parameters", "state", "weight:state", "context", "tokens/update", "learning rate", "updates", "tokens",
         "FLOPs", "paper's count", "seconds", "best-context loss",
     )  # fmt: skip
-    rows = [_arm_row(study, arm) for arm in study.arms]
+    if study.paired_seeds != study.seeds:
+        shown = ", ".join(map(str, study.paired_seeds)) or "none"
+        lines.append(f"Contrasts, figures and the table are over the seeds that all arms have: {shown}.")
+    rows = [_arm_row(study, arm) for arm in (study.paired if study.paired_seeds else study.arms)]
     pictures = [_picture(file, CAPTIONS[name], figures) for name, file in plot_study(study, figures).items()]
     return Section(study.name, [line for line in lines if line], decided, pictures, header, rows, _rerun(study))
 

@@ -77,14 +77,16 @@ def judge(claim: Claim, study: Study) -> Verdict:
     if not all(arm.runs for arm in evidence.arms):
         reason = f"evidence is missing: the arms share no seed; unfinished: {', '.join(study.missing)}"
         return Verdict(claim=claim, outcome="inconclusive", reason=reason, study=study)
+    gates: list[Gate] = []
     try:
+        gates += [*check(study, evidence), *(premise(evidence) for premise in claim.premises)]
         contrasts = _contrasts(claim, evidence)
-        gates = [*check(study, evidence), *(premise(evidence) for premise in claim.premises)]
         if not claim.every_end:
             gates.append(_halving(claim, evidence, contrasts))
         corrected = _contrasts(claim, replace(evidence, confidence=1 - (1 - CONFIDENCE) / len(contrasts)))
     except MissingEvidenceError as error:
-        return Verdict(claim=claim, outcome="inconclusive", reason=f"evidence is missing: {error}", study=study)
+        reason = f"evidence is missing: {error}"
+        return Verdict(claim=claim, outcome="inconclusive", reason=reason, gates=tuple(gates), study=study)
     verdict = Verdict(
         claim=claim, outcome="inconclusive", reason="", contrasts=contrasts, gates=tuple(gates), study=study,
         unit=evidence.unit,

@@ -130,6 +130,13 @@ def test_a_verdict_names_the_seeds_that_its_contrasts_are_over(tmp_path: Path, c
     assert "seeds 0): complete: unfinished: linear seed 2, power seed 1\n" in capsys.readouterr().out
 
 
+def test_gates_are_told_where_contrasts_cannot_be_had(tmp_path: Path) -> None:
+    found = verdict("C12", write_study(tmp_path, CENTRAL, LONG, skip=[("power", s) for s in range(3)], tuning=None))
+    assert found.reason == "evidence is missing: needs one arm with mixer power; there is none"
+    assert found.contrasts == ()
+    assert not {gate.name: gate.passed for gate in found.gates}["learning rate"]
+
+
 def test_every_seed_needs_a_tuned_rate(tmp_path: Path) -> None:
     root = write_study(tmp_path, CENTRAL, LONG)
     untuned = write_study(tmp_path / "untuned", CENTRAL, LONG, tuning=None)
