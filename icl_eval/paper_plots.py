@@ -10,9 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatterSciNotation
 
+from icl_eval.drawing import arm_styles, legend, log_axis, new_figure
 from icl_eval.evidence import ArmRuns, Evidence, MissingEvidenceError, Spent
 from icl_eval.gates import DECIDING_SCALES
-from icl_eval.plots import arm_styles, group_runs, legend, log_axis, new_figure, panel_titles
+from icl_eval.groups import group_runs, panel_titles
 from icl_eval.run_folder import write_atomically
 from icl_eval.statistics import Estimate, curve, estimate
 from icl_eval.studies import Study

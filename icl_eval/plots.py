@@ -1,81 +1,25 @@
 """Figures, drawn from run folders alone."""
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from itertools import groupby
 from pathlib import Path
-from typing import NamedTuple
-from zlib import crc32
 
-import matplotlib as mpl
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from icl_eval.drawing import arm_styles, fit_to_lines, legend, log_axis, new_figure, new_panels, save_figure
 from icl_eval.experiment import Arm
+from icl_eval.groups import Group, group_runs, loss_label, metric_of, panel_titles
 from icl_eval.measured import Documents, MeasuredArm
-from icl_eval.models import ModelConfig
 from icl_eval.positions import Positions
-from icl_eval.run_folder import Run, RunFolderError
-from icl_eval.statistics import Estimate, Metric, best_context_loss, curve, overall
+from icl_eval.run_folder import Run
+from icl_eval.statistics import Estimate, best_context_loss, curve, overall
 from icl_eval.tasks import Task
 
-# Okabe and Ito's palette, told apart with any colour vision; a mixer keeps its colour in every figure.
-_COLORS = {"softmax": "#0072B2", "power": "#D55E00", "window": "#009E73", "linear": "#CC79A7"}
-_COLORS |= {"rwkv7": "#E69F00", "gated_deltanet": "#56B4E9", "mamba2": "#000000", "gla": "#7F7F7F"}
-_COLORS |= {"deltanet": "#8C6D31"}
-_MARKERS = {"softmax": "o", "power": "s", "window": "^", "linear": "D"}
-_MARKERS |= {"rwkv7": "P", "gated_deltanet": "X", "mamba2": "p", "gla": "<", "deltanet": ">"}
 ANCHOR_DASHES = ("-", (0, (5, 1)), "-.", (0, (1, 1)))
-_OTHERS = ("#E69F00", "#56B4E9", "#000000", "#999933")
-
-
-class Group(NamedTuple):
-    """The runs of one arm, one a seed; those that diverged are counted, not drawn. Named by model, or by arm where
-    models share a name; what the names of all the task's arms begin with, as in ``mqar-power``, is left out. Arms of
-    several experiments that share even that are told apart by their experiments' folders.
-    """
-
-    arm: Arm | MeasuredArm
-    runs: list[Run]
-    name: str
-
-    @property
-    def positions(self) -> list[Positions]:
-        return [run.positions for run in self.runs if run.positions is not None and not run.diverged]
-
-    @property
-    def folder(self) -> str:
-        """The name of the experiment's folder."""
-        return self.runs[0].path.parents[2 if isinstance(self.arm, MeasuredArm) else 1].name
-
-    @property
-    def label(self) -> str:
-        """The model's name, and how its runs ended if not well."""
-        diverged = [run.status["step"] for run in self.runs if run.diverged]
-        return self.name + (f" (NaN at step {diverged[0]})" if diverged else "")
-
-
-def group_runs(runs: Iterable[Run]) -> dict[Task, list[Group]]:
-    """Arms by task, in the order of the runs."""
-    tasks: dict[Task, list[Group]] = {}
-    for _, same in groupby(runs, key=lambda run: (run.path.parent, run.name)):
-        members = list(same)
-        arm = members[0].arm
-        name = arm.model.label if isinstance(arm, Arm) else arm.name
-        tasks.setdefault(arm.task, []).append(Group(arm, members, name))
-    for groups in tasks.values():
-        names = [group.name for group in groups]
-        kind = groups[0].arm.name.split("-")[0] + "-"
-        if len(set(names)) == 1 or not all(group.arm.name.startswith(kind) for group in groups):
-            kind = ""
-        groups[:] = [g._replace(name=g.arm.name.removeprefix(kind)) if names.count(g.name) > 1 else g for g in groups]
-        names = [group.name for group in groups]
-        groups[:] = [g._replace(name=f"{g.name}, {g.folder}") if names.count(g.name) > 1 else g for g in groups]
-    return tasks
 
 
 def plot_all(runs: Sequence[Run], folder: Path) -> list[Path]:
@@ -95,21 +39,6 @@ def plot_all(runs: Sequence[Run], folder: Path) -> list[Path]:
         save_figure(draw(runs), folder / name)
         files.append(folder / name)
     return files
-
-
-def save_figure(figure: Figure, file: Path) -> None:
-    """Write a figure and close it.
-
-    Raises:
-        RunFolderError: the file cannot be written.
-    """
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(file, dpi=150)
-    except OSError as error:
-        raise RunFolderError(f"cannot write {file}: {error.strerror or error}") from error
-    finally:
-        plt.close(figure)
 
 
 def plot_loss_by_position(runs: Sequence[Run]) -> Figure:
@@ -271,91 +200,3 @@ def _well_read(positions: Positions, share: float) -> Positions:
         document_count=positions.document_count * kept,
         document_bytes=None if size is None else size * kept,
     )
-
-
-def metric_of(task: Task) -> Metric:
-    """What models are compared by: the loss, or bits per byte where they read one text with any tokenisers."""
-    return task.metric if isinstance(task, Documents) else "nll"
-
-
-def loss_label(task: Task) -> str:
-    """What losses are in."""
-    return "bits per byte" if metric_of(task) == "bits_per_byte" else f"{task.loss_unit} per scored token"
-
-
-def new_figure(rows: int, columns: int) -> tuple[Figure, np.ndarray]:
-    """A figure in the house's style, and its axes ``[rows, columns]``."""
-    import seaborn as sns
-
-    mpl.use("Agg")
-    sns.set_theme(style="ticks", context="notebook", rc={"axes.grid": True, "grid.alpha": 0.35, "axes.titlesize": 12})
-    return plt.subplots(rows, columns, figsize=(6.4 * columns, 4.6 * rows), squeeze=False, layout="constrained")
-
-
-def new_panels(count: int) -> tuple[Figure, list[Axes]]:
-    """A figure of ``count`` panels: in one row up to three, in two rows beyond."""
-    columns = count if count <= 3 else -(-count // 2)
-    figure, axes = new_figure(rows=-(-count // columns), columns=columns)
-    for unused in axes.flat[count:]:
-        unused.remove()
-    return figure, list(axes.flat[:count])
-
-
-def panel_titles(tasks: Iterable[Task]) -> dict[Task, str]:
-    """Name and context of each task, and the fields in which it differs from its namesakes."""
-    known = list(tasks)
-    titles: dict[Task, str] = {}
-    for task in known:
-        if isinstance(task, Documents):
-            titles[task] = f"documents, context up to {task.seq_len:,} {task.unit}"
-            continue
-        fields = task.to_dict()
-        namesakes = [other.to_dict() for other in known if type(other) is type(task) and other.seq_len == task.seq_len]
-        differing = [f"{name} {value}" for name, value in fields.items() if any(o[name] != value for o in namesakes)]
-        titles[task] = ", ".join([task.name, f"context {task.seq_len:,}", *differing])
-    return titles
-
-
-def arm_styles(groups: Sequence[Group]) -> list[dict]:
-    """Colour and marker of each arm; an arm whose mixer another has taken in this panel keeps the colour, dashed."""
-    styles: list[dict] = []
-    taken: list[str] = []
-    for group in groups:
-        model = group.arm.model
-        mixer = model.mixers[0].name if isinstance(model, ModelConfig) else model.label
-        color = _COLORS.get(mixer, _OTHERS[crc32(mixer.encode()) % len(_OTHERS)])
-        dashes = ("-", "--", "-.", ":")[taken.count(mixer) % 4]
-        styles.append({"color": color, "marker": _MARKERS.get(mixer, "v"), "ls": dashes, "ms": 5, "lw": 1.6})
-        taken.append(mixer)
-    return styles
-
-
-def log_axis(ax: Axes, base: int = 2) -> None:
-    """Make the horizontal axis logarithmic, with plain numbers for base 2."""
-    ax.spines[["top", "right"]].set_visible(False)
-    if not np.isfinite(ax.dataLim.minposx):
-        return
-    ax.set_xscale("log", base=base)
-    if base == 2:
-        low, high = ax.get_xlim()
-        narrow = (1, 1.25, 1.5, 1.75) if high < 4 * low else (1,)
-        ax.xaxis.set_major_locator(LogLocator(base=2, subs=narrow, numticks=9))
-        ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
-        ax.xaxis.set_minor_formatter(NullFormatter())
-
-
-def fit_to_lines(ax: Axes) -> None:
-    """Let the vertical axis show the lines so far; bands that reach further, as those of few seeds may, are cut."""
-    values = np.concatenate([np.asarray(line.get_ydata(), float) for line in ax.lines] or [np.empty(0)])
-    values = values[np.isfinite(values)]
-    if values.size:
-        margin = 0.06 * np.ptp(values) or 0.5
-        ax.set_ylim(values.min() - margin, values.max() + margin)
-
-
-def legend(ax: Axes) -> None:
-    """The legend, without a frame; beside the panel where it is long."""
-    if len(ax.get_legend_handles_labels()[1]) > 6:
-        ax.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    else:
-        ax.legend(frameon=False, fontsize=9)

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from jinja2 import Environment, StrictUndefined
 
 from icl_eval.claims import CLAIMS
+from icl_eval.drawing import save_figure
 from icl_eval.evidence import ArmRuns, Evidence, MissingEvidenceError
 from icl_eval.experiment import Arm
 from icl_eval.gates import DECIDING_SCALES
@@ -18,7 +19,7 @@ from icl_eval.kernel_times import KernelTimes
 from icl_eval.measured_table import LEGEND, measured_rows
 from icl_eval.minutes import total_minutes
 from icl_eval.paper_plots import CAPTIONS, plot_study
-from icl_eval.plots import plot_loss_by_position, save_figure
+from icl_eval.plots import plot_loss_by_position
 from icl_eval.presets import load_preset
 from icl_eval.run_folder import Run, RunFolderError, write_atomically
 from icl_eval.statistics import Estimate, estimate

@@ -16,8 +16,8 @@ from icl_eval.arithmetic import (
     wsfr,
 )
 from icl_eval.experiment import Arm, Experiment
+from icl_eval.groups import Group, group_runs, panel_titles
 from icl_eval.models import Flops, ModelConfig
-from icl_eval.plots import Group, group_runs, panel_titles
 from icl_eval.run_folder import Run
 from icl_eval.schedule import make_plan
 from icl_eval.statistics import Estimate, best_context_loss, context_gain, overall

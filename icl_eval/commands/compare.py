@@ -10,18 +10,8 @@ from icl_eval.commands.options import RunsArgument, UsersFileOption
 from icl_eval.comparison import Difference
 from icl_eval.comparison import compare as compare_arms
 from icl_eval.config import lookup
-from icl_eval.plots import (
-    Group,
-    fit_to_lines,
-    group_runs,
-    legend,
-    log_axis,
-    loss_label,
-    metric_of,
-    new_panels,
-    panel_titles,
-    save_figure,
-)
+from icl_eval.drawing import fit_to_lines, legend, log_axis, new_panels, save_figure
+from icl_eval.groups import Group, group_runs, loss_label, metric_of, panel_titles
 from icl_eval.presets import load_preset
 from icl_eval.printing import new_console, print_table
 from icl_eval.run_folder import RunFolderError, load_runs

@@ -15,8 +15,8 @@ from rich.progress import track
 from rich.table import Table
 
 from icl_eval.config import lookup
+from icl_eval.drawing import save_figure
 from icl_eval.experiment import Experiment
-from icl_eval.plots import save_figure
 from icl_eval.presets import load_preset, preset_files
 from icl_eval.printing import new_console, print_table
 from icl_eval.run_folder import RunFolderError, to_json, write_atomically

@@ -10,7 +10,8 @@ from typing import ClassVar
 from icl_eval.config import location
 from icl_eval.tasks.base import Task
 from icl_eval.tasks.text.corpus import Corpus, WindowSource, bpe_corpus, gpt2_corpus, text_corpus
-from icl_eval.tasks.text.sources import FileReader, HubReader, Reader, SourceCodeReader
+from icl_eval.tasks.text.source_code import SourceCodeReader
+from icl_eval.tasks.text.sources import FileReader, HubReader, Reader
 from icl_eval.tasks.text.tokenizers import GPT2_TOKENS, TokenizerName
 
 FROZEN = "corpus.json"

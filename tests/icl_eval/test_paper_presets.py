@@ -11,8 +11,8 @@ from icl_eval.experiment import Untrained
 from icl_eval.minutes import total_minutes
 from icl_eval.presets import define_preset, load_preset, preset_files
 from icl_eval.run import run_experiment
-from icl_eval.tasks.text import sources, tasks
-from icl_eval.tasks.text.sources import SourceCodeReader
+from icl_eval.tasks.text import source_code, tasks
+from icl_eval.tasks.text.source_code import SourceCodeReader
 from icl_eval.tuning import at_rate
 from icl_eval.verdicts import verdicts
 
@@ -25,8 +25,8 @@ TRAINED = sorted(preset_files().keys() - {"quickstart", "state_frontier", *UNTRA
 @pytest.fixture(autouse=True)
 def small_corpus(monkeypatch: pytest.MonkeyPatch) -> None:
     """Some modules of the standard library in place of every installed package."""
-    few = [(name, files[:1]) for name, files in sources._packages() if name.startswith("stdlib/")][:80]
-    monkeypatch.setattr(sources, "_packages", lambda: iter(few))
+    few = [(name, files[:1]) for name, files in source_code._packages() if name.startswith("stdlib/")][:80]
+    monkeypatch.setattr(source_code, "_packages", lambda: iter(few))
     monkeypatch.setattr(tasks, "_source_code", cache(SourceCodeReader))
 
 

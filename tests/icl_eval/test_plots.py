@@ -11,8 +11,9 @@ import pytest
 from matplotlib.axes import Axes
 
 from icl_eval import Arm, Budget, Experiment, Training, load_run, load_runs
+from icl_eval.groups import group_runs
 from icl_eval.models import ModelConfig, Softmax, Window
-from icl_eval.plots import group_runs, plot_loss_by_position, plot_score_by_state, plot_training
+from icl_eval.plots import plot_loss_by_position, plot_score_by_state, plot_training
 from icl_eval.run import run_experiment
 from icl_eval.run_folder import Run, RunFolder
 from icl_eval.statistics import overall

@@ -1,0 +1,102 @@
+"""The house's style of figures: sizes, colours, axes, legends, and how they are written."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from zlib import crc32
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+from icl_eval.groups import Group
+from icl_eval.models import ModelConfig
+from icl_eval.run_folder import RunFolderError
+
+# Okabe and Ito's palette, told apart with any colour vision; a mixer keeps its colour in every figure.
+_COLORS = {"softmax": "#0072B2", "power": "#D55E00", "window": "#009E73", "linear": "#CC79A7"}
+_COLORS |= {"rwkv7": "#E69F00", "gated_deltanet": "#56B4E9", "mamba2": "#000000", "gla": "#7F7F7F"}
+_COLORS |= {"deltanet": "#8C6D31"}
+_MARKERS = {"softmax": "o", "power": "s", "window": "^", "linear": "D"}
+_MARKERS |= {"rwkv7": "P", "gated_deltanet": "X", "mamba2": "p", "gla": "<", "deltanet": ">"}
+_OTHERS = ("#E69F00", "#56B4E9", "#000000", "#999933")
+
+
+def new_figure(rows: int, columns: int) -> tuple[Figure, np.ndarray]:
+    """A figure in the house's style, and its axes ``[rows, columns]``."""
+    import seaborn as sns
+
+    mpl.use("Agg")
+    sns.set_theme(style="ticks", context="notebook", rc={"axes.grid": True, "grid.alpha": 0.35, "axes.titlesize": 12})
+    return plt.subplots(rows, columns, figsize=(6.4 * columns, 4.6 * rows), squeeze=False, layout="constrained")
+
+
+def new_panels(count: int) -> tuple[Figure, list[Axes]]:
+    """A figure of ``count`` panels: in one row up to three, in two rows beyond."""
+    columns = count if count <= 3 else -(-count // 2)
+    figure, axes = new_figure(rows=-(-count // columns), columns=columns)
+    for unused in axes.flat[count:]:
+        unused.remove()
+    return figure, list(axes.flat[:count])
+
+
+def save_figure(figure: Figure, file: Path) -> None:
+    """Write a figure and close it.
+
+    Raises:
+        RunFolderError: the file cannot be written.
+    """
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(file, dpi=150)
+    except OSError as error:
+        raise RunFolderError(f"cannot write {file}: {error.strerror or error}") from error
+    finally:
+        plt.close(figure)
+
+
+def arm_styles(groups: Sequence[Group]) -> list[dict]:
+    """Colour and marker of each arm; an arm whose mixer another has taken in this panel keeps the colour, dashed."""
+    styles: list[dict] = []
+    taken: list[str] = []
+    for group in groups:
+        model = group.arm.model
+        mixer = model.mixers[0].name if isinstance(model, ModelConfig) else model.label
+        color = _COLORS.get(mixer, _OTHERS[crc32(mixer.encode()) % len(_OTHERS)])
+        dashes = ("-", "--", "-.", ":")[taken.count(mixer) % 4]
+        styles.append({"color": color, "marker": _MARKERS.get(mixer, "v"), "ls": dashes, "ms": 5, "lw": 1.6})
+        taken.append(mixer)
+    return styles
+
+
+def log_axis(ax: Axes, base: int = 2) -> None:
+    """Make the horizontal axis logarithmic, with plain numbers for base 2."""
+    ax.spines[["top", "right"]].set_visible(False)
+    if not np.isfinite(ax.dataLim.minposx):
+        return
+    ax.set_xscale("log", base=base)
+    if base == 2:
+        low, high = ax.get_xlim()
+        narrow = (1, 1.25, 1.5, 1.75) if high < 4 * low else (1,)
+        ax.xaxis.set_major_locator(LogLocator(base=2, subs=narrow, numticks=9))
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
+        ax.xaxis.set_minor_formatter(NullFormatter())
+
+
+def fit_to_lines(ax: Axes) -> None:
+    """Let the vertical axis show the lines so far; bands that reach further, as those of few seeds may, are cut."""
+    values = np.concatenate([np.asarray(line.get_ydata(), float) for line in ax.lines] or [np.empty(0)])
+    values = values[np.isfinite(values)]
+    if values.size:
+        margin = 0.06 * np.ptp(values) or 0.5
+        ax.set_ylim(values.min() - margin, values.max() + margin)
+
+
+def legend(ax: Axes) -> None:
+    """The legend, without a frame; beside the panel where it is long."""
+    if len(ax.get_legend_handles_labels()[1]) > 6:
+        ax.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    else:
+        ax.legend(frameon=False, fontsize=9)
