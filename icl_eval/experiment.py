@@ -1,20 +1,19 @@
 """What is to be done: an experiment is a list of arms (task × model × training × budget), repeated over seeds."""
 
 import hashlib
-import inspect
 import json
 import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
-from pathlib import Path
 from typing import Any, Literal
 
 from icl_eval.budget import BACKWARD_FACTOR, Budget, Schedule
 from icl_eval.config import Config
 from icl_eval.models import Match, ModelConfig
 from icl_eval.tasks import LongCrawl64, Task, TextTask
+from icl_eval.user_code import user_code
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -279,10 +278,8 @@ class Experiment(Config):
         }
 
     def user_code(self) -> dict[str, str]:
-        """Hash of the source file of every class that is not ours: results of code that has changed are not reused."""
-        classes = {type(config) for config in self.walk() if not type(config).__module__.startswith("icl_eval.")}
-        files = {cls.__name__: inspect.getsourcefile(cls) for cls in classes}
-        return {name: hashlib.sha256(Path(file).read_bytes()).hexdigest() for name, file in files.items() if file}
+        """Hashes of the user's source files: results of code that has changed are not reused."""
+        return user_code({type(config) for config in self.walk()})
 
     def fingerprint(self, **circumstances: Any) -> str:
         """Eight hexadecimal digits of all that determines the numbers; seeds have folders of their own.
