@@ -12,8 +12,9 @@ def test_a_change_in_any_file_of_the_users_is_another_experiment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(tmp_path)
+    named = USER_FILE.replace("HarderMQAR", "MQAROfSeveralFiles")
     files = {name: tmp_path / f"{name}.py" for name in ("users_preset", "users_layers", "users_constants", "unused")}
-    files["users_preset"].write_text(f"from users_layers import layer\nimport json\nimport numpy\n{USER_FILE}")
+    files["users_preset"].write_text("from users_layers import layer\nimport json\nimport numpy\n" + named)
     files["users_layers"].write_text("import users_constants\ndef layer():\n    return users_constants.SIZE\n")
     files["users_constants"].write_text("SIZE = 3\n")
     experiment = load_preset(str(files["users_preset"]))
