@@ -39,7 +39,7 @@ class Commands(TyperGroup):
 def main() -> None:
     """Run the command line; what the user did wrong is said in a sentence, without a traceback."""
     try:
-        Commands()()
+        Commands()(prog_name="icl-eval")
     except (ValueError, TypeError, RunFolderError) as error:
         if isinstance(error, TypeError) and " has no field " not in str(error):
             raise
