@@ -49,7 +49,7 @@ def launch(
     options: dict[str, Any] = {"preset": preset, "device": device, "tracker": tracker, "tuning": tuning}
     if arms is not None:
         known = {arm.name: arm.name for arm in experiment.arms}
-        chosen = [lookup(known, name, "arm") for name in arms.split(",")]
+        chosen = [lookup(known, name.strip(), "arm") for name in arms.split(",")]
         options["only"] = {(name, seed) for name in chosen for seed in experiment.seeds}
     on_ray = partial(run_on_ray, gpus_per_run=gpus_per_run, on_end=on_end, **options)
     launchers: dict[str, Callable[[Experiment, Path], tuple[Path, dict[str, str]]]] = {"local": locally, "ray": on_ray}

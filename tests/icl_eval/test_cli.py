@@ -130,7 +130,7 @@ def test_arms_can_be_chosen_and_join_the_others_later(
         (tmp_path / "texts" / split).mkdir(parents=True)
         for index in range(count):
             (tmp_path / "texts" / split / f"{index}.txt").write_text(f"{split} {index}: " + "a b c d e f g " * 40)
-    for arms, expected in (("linear,power", {"linear", "power"}), ("softmax", {"linear", "power", "softmax"})):
+    for arms, expected in (("linear, power", {"linear", "power"}), ("softmax", {"linear", "power", "softmax"})):
         code, _, errors = icl_eval(monkeypatch, capsys, *command, "--arms", arms, "--jobs", jobs)
         assert code == 0, errors
         (folder,) = (tmp_path / "runs").iterdir()
