@@ -7,17 +7,8 @@ from typing import Annotated
 
 import typer
 
+from icl_eval.commands import options
 from icl_eval.commands.launching import launch
-from icl_eval.commands.options import (
-    DeviceOption,
-    GpusOption,
-    JobsOption,
-    LauncherOption,
-    OutOption,
-    PresetArgument,
-    ScaleOption,
-    TextOption,
-)
 from icl_eval.commands.show import show_untrained
 from icl_eval.experiment import Untrained
 from icl_eval.presets import define_preset, on_text
@@ -33,17 +24,17 @@ IS_MAIN_PROCESS = os.environ.get("RANK", "0") == "0"
 
 @app.command()
 def run(
-    preset: PresetArgument,
-    scale: ScaleOption = None,
-    out: OutOption = Path("runs"),
-    device: DeviceOption = "auto",
+    preset: options.PresetArgument,
+    scale: options.ScaleOption = None,
+    out: options.OutOption = Path("runs"),
+    device: options.DeviceOption = "auto",
     seeds: Annotated[str | None, typer.Option(help="Seeds, as in 0,1,2, in place of the preset's.")] = None,
     arms: Annotated[str | None, typer.Option(help="Arms to run, as in linear,power, in place of all.")] = None,
-    text: TextOption = None,
+    text: options.TextOption = None,
     ledger: Annotated[Path | None, typer.Option(help="Take each arm's best learning rate from a ledger.")] = None,
-    jobs: JobsOption = 1,
-    launcher: LauncherOption = "local",
-    gpus_per_run: GpusOption = 1.0,
+    jobs: options.JobsOption = 1,
+    launcher: options.LauncherOption = "local",
+    gpus_per_run: options.GpusOption = 1.0,
     sharding: Annotated[
         str, typer.Option(help="Under torchrun: none (DDP), or fsdp2 to share the model out.")
     ] = "none",

@@ -7,17 +7,8 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+from icl_eval.commands import options
 from icl_eval.commands.launching import launch
-from icl_eval.commands.options import (
-    DeviceOption,
-    GpusOption,
-    JobsOption,
-    LauncherOption,
-    OutOption,
-    PresetArgument,
-    ScaleOption,
-    TextOption,
-)
 from icl_eval.presets import load_preset, on_text
 from icl_eval.printing import new_console, print_table
 from icl_eval.tuning import Grid, tune
@@ -27,19 +18,19 @@ app = typer.Typer(add_completion=False)
 
 @app.command()
 def tune_command(
-    preset: PresetArgument,
-    scale: ScaleOption = None,
-    out: OutOption = Path("runs"),
+    preset: options.PresetArgument,
+    scale: options.ScaleOption = None,
+    out: options.OutOption = Path("runs"),
     ledger: Annotated[Path | None, typer.Option(help="The ledger; OUT/ledger.json if not given.")] = None,
     rates: Annotated[
         str | None, typer.Option(help="Rates tried first, as in 1e-3,2e-3; half to four times each arm's if not given.")
     ] = None,
     fraction: Annotated[float, typer.Option(help="Share of each arm's budget.")] = 0.25,
-    text: TextOption = None,
-    device: DeviceOption = "auto",
-    jobs: JobsOption = 1,
-    launcher: LauncherOption = "local",
-    gpus_per_run: GpusOption = 1.0,
+    text: options.TextOption = None,
+    device: options.DeviceOption = "auto",
+    jobs: options.JobsOption = 1,
+    launcher: options.LauncherOption = "local",
+    gpus_per_run: options.GpusOption = 1.0,
 ) -> None:
     """Try learning rates for every arm of a preset, equally many, and write what came out to a ledger."""
     console = new_console()
@@ -68,8 +59,8 @@ def tune_command(
         if grid.at_edge:
             console.print(f"warning: the best rate of {name} lies at the edge of its grid", highlight=False)
     again = {"--scale": scale, "--text": text, "--ledger": path}
-    options = " ".join(f"{option} {value}" for option, value in again.items() if value is not None)
-    console.print(f"\nicl-eval run {preset} {options}", highlight=False, soft_wrap=True)
+    given = " ".join(f"{option} {value}" for option, value in again.items() if value is not None)
+    console.print(f"\nicl-eval run {preset} {given}", highlight=False, soft_wrap=True)
 
 
 def _grid_table(grids: dict[str, Grid]) -> Table:

@@ -44,6 +44,7 @@ def test_the_verdict_table_comes_first_and_is_complete(folder: Path) -> None:
     assert re.search(rf"{flops} \({flops} to \d\.\de\+16\)", table), "FLOPs, and the paper's count beside them"
     assert "icl-eval run fig9_long_context --scale h200 --seeds 0,1,2" in sections
     assert "This is smoke scale: it shows that the preset runs and decides nothing." in sections
+    assert sections.count("Contrasts, figures and the table are over the seeds that all arms have: 0, 1.") == 1
 
 
 def test_markdown_and_html_say_the_same(folder: Path) -> None:
