@@ -4,7 +4,8 @@
 
 Every row is a median with its 20 % and 80 % quantiles, of bfloat16 random inputs, causal, gated where it applies. Peers
 run in the same process, and a column for the package ``retention`` is filled when it is installed. Nothing is timed
-unless the kernels first pass their self-check.
+unless the kernels first pass their self-check. The seconds of a process's first forward and backward pass, with an
+empty cache of compiled kernels and with the cache that this leaves, are of processes of their own.
 """
 
 from __future__ import annotations
@@ -13,8 +14,11 @@ import argparse
 import csv
 import importlib.util
 import json
+import os
 import platform
+import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -238,6 +242,39 @@ def operations(head_dim: int, tokens: int, chunk_sizes: list[int]) -> list[dict[
     return rows
 
 
+FIRST_CALL = """
+import time, torch
+from icl_eval.kernels import power_attention
+q, k, v = torch.randn(3, 1, 65536, 12, 64, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+log_g = torch.full((1, 65536, 12), -0.01, device="cuda", requires_grad=True)
+torch.cuda.synchronize()
+start = time.perf_counter()
+power_attention(q, k, v, log_g).float().square().mean().backward()
+torch.cuda.synchronize()
+print(time.perf_counter() - start)
+"""
+
+
+def first_calls() -> dict[str, float]:
+    """Seconds of the first forward and backward pass of two processes, of which the first finds no compiled kernels."""
+    with tempfile.TemporaryDirectory() as cache:
+        seconds = [
+            float(
+                subprocess.run(
+                    [sys.executable, "-c", FIRST_CALL],
+                    env=os.environ | {"TRITON_CACHE_DIR": cache},
+                    check=True,
+                    stdout=subprocess.PIPE,
+                    text=True,
+                ).stdout
+            )
+            for _ in range(2)
+        ]
+    result = dict(zip(("empty_cache_s", "filled_cache_s"), seconds, strict=True))
+    print("first forward and backward:", result, flush=True)
+    return result
+
+
 def ceilings() -> tuple[float, float]:
     """Measured TFLOP/s of a large bfloat16 matrix product, and bytes/s of a device copy (read + write)."""
     a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
@@ -301,6 +338,7 @@ def main() -> None:
         error = self_check(torch.device("cuda"), torch.bfloat16, head_dim, head_dim, 1, 2, "row_sum", True)
         if not error <= TOLERANCE[torch.bfloat16]:
             raise SystemExit(f"the kernels are wrong here (relative error {error:.1e}): nothing is timed")
+    first = first_calls()
     peak, copy = ceilings()
     details = environment() | {"matmul_tflops_per_s": f"{peak:.0f}", "copy_tb_per_s": f"{copy / 1e12:.2f}"}
     print(details, flush=True)
@@ -322,7 +360,7 @@ def main() -> None:
         writer.writeheader()
         kept = {key: details[key] for key in ("gpu", "torch", "triton", "commit")}
         writer.writerows(asdict(row) | kept for row in rows)
-    summary = {"environment": details, "decode": decoding, "forward_by_operation": by_operation}
+    summary = {"environment": details, "first_call": first, "decode": decoding, "forward_by_operation": by_operation}
     (arguments.out / "power_attention.json").write_text(json.dumps(summary, indent=1) + "\n")
     plot_throughput(rows, arguments.out / "throughput.png")
     plot_operations(by_operation, arguments.out / "operations.png")
