@@ -6,8 +6,9 @@
 ``harness`` is ``icl_eval.run``: data made meanwhile, accelerate, clipping, skipped gradients, logging, locks and
 checkpoints. ``plain loop`` trains the same model with AdamW and clipping on batches made beforehand. ``plain GPT`` is
 the shortest GPT there is in the same loop: learned positions, SDPA, all logits at once; compiled as a whole with
-``--compile``, which compiles the layers of the others. Rounds alternate; a step's time is the median over all of them
-but the first ten steps of each, with 20 % and 80 % quantiles. On a GPU the harness' seconds are of ten steps at a time.
+``--compile``, which compiles the layers and losses of the others. Rounds alternate; a step's time is the median over
+all of them but the first ten steps of each, with 20 % and 80 % quantiles. On a GPU the harness' seconds are of ten
+steps at a time.
 """
 
 import argparse
@@ -122,8 +123,8 @@ def main() -> None:
 
     def plain_loop(mixer: MixerConfig) -> list[float]:
         model = arm(mixer).model.build(0).to(a.device)
-        for layer in model.layers if a.compile else ():
-            layer.compile(dynamic=False)
+        if a.compile:
+            model.compile_parts()
         return time_loop(model, lambda tokens, targets: model.nll(tokens, targets)[0].mean(), batches, a.device)
 
     def plain_gpt() -> list[float]:

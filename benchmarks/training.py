@@ -44,13 +44,12 @@ def matmul_peak() -> float:
 def time_steps(
     mixer: MixerConfig, context: int, steps: int, compiled: bool, mode: str, profiled: bool
 ) -> dict[str, Any]:
-    """Quantiles of the seconds of ``steps`` steps, ``"train"`` or ``"evaluate"``, after two for warming up; peak memory."""
+    """Quantiles of the seconds of ``steps`` steps, ``"train"`` or ``"evaluate"``, after two for warming up; memory."""
     config = ModelConfig(vocab_size=VOCAB_SIZE, num_layers=12, mixers=(mixer,), tied_embeddings=True)
     model = ScoredLoss(config.build()).cuda()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     if compiled:
-        for layer in model.model.layers:
-            layer.compile()
+        model.model.compile_parts()
     tokens = torch.randint(0, VOCAB_SIZE, (1, context + 1), device="cuda")
 
     def step() -> Tensor:

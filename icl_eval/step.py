@@ -15,7 +15,7 @@ from icl_eval.measure import ScoredLoss
 from icl_eval.tasks import Batch
 
 GRAPHS_PER_LAYER = 3
-"""Training on the first, shorter sequences, training on whole ones, and measuring."""
+"""Training on the first, shorter sequences, training on whole ones, and measuring, which has its own."""
 CHECKED_TOKENS = 64
 
 
@@ -36,20 +36,18 @@ class StepResult(NamedTuple):
 def prepare(arm: Arm, seed: int, accelerator: Accelerator) -> tuple[nn.Module, AcceleratedOptimizer]:
     """The arm's model, initialised from the seed, and its optimiser, on the accelerator's device and processes.
 
-    Layers are compiled one by one, for the shapes they meet: equal layers share a graph, and a measurement has its own.
     Beyond its limit of graphs torch would go on without compiling, so what earlier arms left is forgotten.
     """
     training = arm.training
     model = ScoredLoss(arm.model.build(seed))
     layers = model.model.layers
+    if training.activation_checkpointing:
+        for index, layer in enumerate(layers):
+            layers[index] = checkpoint_wrapper(layer)
     if training.compile:
         torch.compiler.reset()
         torch._dynamo.config.recompile_limit = GRAPHS_PER_LAYER * len(layers)
-    for index, layer in enumerate(layers):
-        if training.activation_checkpointing:
-            layers[index] = checkpoint_wrapper(layer)
-        if training.compile:
-            layers[index].compile(dynamic=False)
+        model.model.compile_parts()
     if accelerator.is_fsdp2:
         accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap = [type(layers[0]).__name__]
     matrices = [p for p in model.parameters() if p.ndim >= 2]

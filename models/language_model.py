@@ -135,6 +135,13 @@ class LanguageModel(nn.Module):
         self.head.weight.init_gain = config.backbone.head_gain  # type: ignore[attr-defined]
         if config.tied_embeddings:
             self.head.weight = self.embedding.weight
+        self._chunk_nll = _chunk_nll
+
+    def compile_parts(self) -> None:
+        """``torch.compile`` layers, and the loss of a piece, for the shapes they meet; equal layers share a graph."""
+        for layer in self.layers:
+            layer.compile(dynamic=False)
+        self._chunk_nll = torch.compile(_chunk_nll, dynamic=False)
 
     def forward(self, tokens: Tensor, state: tuple | None = None, inputs: Tensor | None = None) -> tuple[Tensor, tuple]:
         """Logits ``[B, T, vocab]`` for tokens ``[B, T]`` that follow ``state``, and the state after them.
@@ -175,9 +182,9 @@ class LanguageModel(nn.Module):
             hidden.flatten(0, 1).split(NLL_CHUNK_TOKENS), targets.flatten().split(NLL_CHUNK_TOKENS), strict=True
         )
         parts = [
-            checkpoint(_chunk_nll, h, self.head.weight, t, use_reentrant=False)
+            checkpoint(self._chunk_nll, h, self.head.weight, t, use_reentrant=False)
             if torch.is_grad_enabled() and targets.numel() > NLL_CHUNK_TOKENS
-            else _chunk_nll(h, self.head.weight, t)
+            else self._chunk_nll(h, self.head.weight, t)
             for h, t in chunks
         ]
         nll, correct = (torch.cat(column).view_as(targets) for column in zip(*parts, strict=True))
