@@ -3,9 +3,9 @@
     python benchmarks/power_attention.py --out results/kernels
 
 Every row is a median with its 20 % and 80 % quantiles, of bfloat16 random inputs, causal, gated where it applies. Peers
-run in the same process, and a column for the package ``retention`` is filled when it is installed. Nothing is timed
-unless the kernels first pass their self-check. The seconds of a process's first forward and backward pass, with an
-empty cache of compiled kernels and with the cache that this leaves, are of processes of their own.
+run in the same process, last the package ``retention`` if it is installed. Nothing is timed unless the kernels first
+pass their self-check. The seconds of a process's first forward and backward pass, with an empty cache of compiled
+kernels and with the cache that this leaves, are of processes of their own.
 """
 
 from __future__ import annotations
@@ -22,9 +22,11 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import torch
+import triton
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import logsigmoid, scaled_dot_product_attention
@@ -47,6 +49,8 @@ OPERATIONS = {
     "attention + query_state": ("forward_kernel",),
     "layout": ("transpose_kernel", "running_gates_kernel"),
 }
+RETENTION_SHAPES = ((1, 65536, 64), (8, 4096, 64), (1, 65536, 32))
+"""Batch, tokens and head_dim of the rows for the package ``retention``."""
 COLOURS = {
     "softmax cuDNN": "#0072B2",
     "softmax flash": "#56B4E9",
@@ -85,7 +89,7 @@ def inputs(batch: int, tokens: int, head_dim: int) -> tuple[list[Tensor], Tensor
 
 
 def providers(
-    batch: int, tokens: int, head_dim: int, forced_chunk: bool
+    batch: int, tokens: int, head_dim: int, forced_chunk: bool = False, skip: tuple[str, ...] = ()
 ) -> dict[str, tuple[Callable[[], Tensor], list]]:
     """Name to a forward pass and the inputs it differentiates."""
     (q, k, v), log_g, _ = inputs(batch, tokens, head_dim)
@@ -108,11 +112,25 @@ def providers(
         )
     for name, backend in SDPA.items():
         found[name] = ((lambda backend=backend: softmax(backend)), [q, k, v])
-    if importlib.util.find_spec("retention"):
-        from retention import power_retention
+    return {name: provider for name, provider in found.items() if name not in skip}
 
-        found["retention"] = (lambda: power_retention(q, k, v, log_g, deg=2, chunk_size=1024), [q, k, v, log_g])
-    return found
+
+def retention(batch: int, tokens: int, head_dim: int) -> dict[str, tuple[Callable[[], Tensor], list]]:
+    """As :func:`providers`, of the package ``retention``, which tunes itself for minutes in its first passes."""
+    from retention import power_retention
+
+    (q, k, v), log_g, _ = inputs(batch, tokens, head_dim)
+    return {"retention": (lambda: power_retention(q, k, v, log_g, deg=2, chunk_size=1024), [q, k, v, log_g])}
+
+
+def trim_autotuning(count: int) -> None:
+    """Leave ``count`` settings, evenly spaced, of each kernel that packages imported from now on have Triton tune."""
+    autotune = triton.autotune
+
+    def trimmed(configs: list, *args: Any, **kwargs: Any) -> Any:
+        return autotune(configs[:: -(-len(configs) // count)], *args, **kwargs)
+
+    triton.autotune = trimmed
 
 
 def flops(provider: str, mode: str, batch: int, tokens: int, head_dim: int, forced_chunk: bool) -> float:
@@ -130,14 +148,17 @@ def flops(provider: str, mode: str, batch: int, tokens: int, head_dim: int, forc
 
 
 def measure(
-    batch: int, tokens: int, head_dim: int, peak: float, forced_chunk: bool = False, skip: tuple = ()
+    found: dict[str, tuple[Callable[[], Tensor], list]],
+    batch: int,
+    tokens: int,
+    head_dim: int,
+    peak: float,
+    forced_chunk: bool = False,
 ) -> list[Row]:
     """Forward and forward + backward of every provider at one shape."""
     rows = []
     *_, dy = inputs(batch, tokens, head_dim)
-    for name, (forward, wanted) in providers(batch, tokens, head_dim, forced_chunk).items():
-        if name in skip:
-            continue
+    for name, (forward, wanted) in found.items():
 
         def both(forward: Callable[[], Tensor] = forward, wanted: list = wanted) -> None:
             torch.autograd.grad(forward(), wanted, dy)
@@ -332,6 +353,12 @@ def environment() -> dict[str, str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("results/kernels"), help="folder for CSV, JSON and figures")
+    parser.add_argument(
+        "--retention-settings",
+        type=int,
+        metavar="COUNT",
+        help="let the package retention tune each of its kernels over so many settings only",
+    )
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     for head_dim in (32, 64):
@@ -345,25 +372,35 @@ def main() -> None:
 
     rows: list[Row] = []
     for head_dim in (64, 32):
-        rows += measure(1, 65536, head_dim, peak)
-    rows += measure(8, 4096, 64, peak, forced_chunk=True)
+        rows += measure(providers(1, 65536, head_dim), 1, 65536, head_dim, peak)
+    rows += measure(providers(8, 4096, 64, True), 8, 4096, 64, peak, forced_chunk=True)
     for head_dim in (64, 32):
         for tokens in (1024, 2048, 4096, 8192, 16384, 32768):
-            rows += measure(1, tokens, head_dim, peak)
-        rows += measure(1, 2**17, head_dim, peak, skip=("softmax flash",))
-        rows += measure(1, 2**20, head_dim, peak, skip=tuple(SDPA))
+            rows += measure(providers(1, tokens, head_dim), 1, tokens, head_dim, peak)
+        for tokens, skip in ((2**17, ("softmax flash",)), (2**20, tuple(SDPA))):
+            rows += measure(providers(1, tokens, head_dim, skip=skip), 1, tokens, head_dim, peak)
     by_operation = [row for d in (64, 32) for row in operations(d, 65536, [128, 256, 512, 1024, 2048, 4096])]
     decoding = [decode(batch, 65536, 64, copy) for batch in (1, 8, 32)] + [decode(64, 16384, 64, copy)]
 
-    with (arguments.out / "power_attention.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, [*asdict(rows[0]), "gpu", "torch", "triton", "commit"])
-        writer.writeheader()
-        kept = {key: details[key] for key in ("gpu", "torch", "triton", "commit")}
-        writer.writerows(asdict(row) | kept for row in rows)
+    write_rows(rows, arguments.out / "power_attention.csv", details)
     summary = {"environment": details, "first_call": first, "decode": decoding, "forward_by_operation": by_operation}
     (arguments.out / "power_attention.json").write_text(json.dumps(summary, indent=1) + "\n")
     plot_throughput(rows, arguments.out / "throughput.png")
     plot_operations(by_operation, arguments.out / "operations.png")
+    if importlib.util.find_spec("retention"):
+        if arguments.retention_settings:
+            trim_autotuning(arguments.retention_settings)
+        for shape in RETENTION_SHAPES:
+            rows += measure(retention(*shape), *shape, peak)
+            write_rows(rows, arguments.out / "power_attention.csv", details)
+
+
+def write_rows(rows: list[Row], path: Path, details: dict[str, str]) -> None:
+    kept = {key: details[key] for key in ("gpu", "torch", "triton", "commit")}
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, [*asdict(rows[0]), *kept])
+        writer.writeheader()
+        writer.writerows(asdict(row) | kept for row in rows)
 
 
 if __name__ == "__main__":

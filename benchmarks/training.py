@@ -104,6 +104,8 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     peak = matmul_peak()
+    about = {**environment(torch.device("cuda")), "matmul_peak_flops_per_second": peak, "command": sys.argv}
+    (arguments.out / "training.json").write_text(json.dumps(about, indent=2) + "\n")
     rows = []
     cases = [*(("train", context) for context in arguments.contexts), *(("evaluate", c) for c in arguments.evaluate)]
     for mode, context in cases:
@@ -122,14 +124,12 @@ def main() -> None:
                 f"{row['share_of_peak']:.0%} of peak {row['peak_memory_gb']:.1f} GB",
                 flush=True,
             )
+            with (arguments.out / "training.csv").open("w", newline="") as file:
+                writer = csv.DictWriter(file, rows[0])
+                writer.writeheader()
+                writer.writerows(rows)
             torch.cuda.empty_cache()
             torch.compiler.reset()
-    with (arguments.out / "training.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
-    about = {**environment(torch.device("cuda")), "matmul_peak_flops_per_second": peak, "command": sys.argv}
-    (arguments.out / "training.json").write_text(json.dumps(about, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """What every mixer shares: a config with its costs, and the projections around the mixing itself."""
 
-import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -11,6 +10,7 @@ from torch.nn import functional as F
 
 from icl_eval.config import Config
 from icl_eval.models.cost import Flops, StateSize
+from icl_eval.models.mixers.rotary import rotary_table, rotate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,28 +178,12 @@ class Mixer(SequenceMixer):
         offset = 0 if state is None else state.length
         dtype = torch.promote_types(q.dtype, torch.float32)
         position = torch.arange(offset, offset + q.shape[1], device=q.device, dtype=dtype)[:, None]
-        return rotate(q, position, self.config.rotary_base), rotate(k, position, self.config.rotary_base)
+        table = rotary_table(position, self.config.head_dim, self.config.rotary_base, dtype)
+        return rotate(q, *table), rotate(k, *table)
 
     @abstractmethod
     def attend(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, state: Any, return_state: bool) -> tuple[Tensor, Any]:
         """``[B, T, H, D]`` outputs for q ``[B, T, H, D]`` and k, v ``[B, T, Hk, D]``; x ``[B, T, C]`` feeds gates."""
-
-
-def rotate(x: Tensor, position: Tensor, base: float) -> Tensor:
-    """Rotary position embedding (Su et al., 2021) of ``[B, T, H, D]`` at positions ``[T, 1]`` or ``[B, T, H]``.
-
-    Angles are formed in the positions' dtype, float32 or float64, and applied in float32 (float64 for float64 input),
-    whatever autocast says.
-    """
-    half = x.shape[-1] // 2
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    frequency = base ** (-torch.arange(half, device=x.device, dtype=position.dtype) / half)
-    angle = position[..., None] * frequency
-    if angle.dtype != dtype:
-        angle = angle.remainder(2 * math.pi).to(dtype)
-    cos, sin = angle.cos(), angle.sin()
-    first, second = x.to(dtype).split(half, dim=-1)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)
 
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:

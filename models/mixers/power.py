@@ -10,7 +10,8 @@ from torch.nn import functional as F
 
 from icl_eval.kernels import expanded_dim, power_attention, power_attention_flops, power_attention_step
 from icl_eval.models.cost import Flops, StateSize
-from icl_eval.models.mixers.base import Mixer, MixerConfig, rotate
+from icl_eval.models.mixers.base import Mixer, MixerConfig
+from icl_eval.models.mixers.rotary import rotary_table, rotate
 
 
 class PowerState(NamedTuple):
@@ -152,8 +153,11 @@ class PowerMixer(Mixer):
         if config.learned_rotary_rate:
             assert config.rotary_base is not None
             position = self._positions(x, state)
-            k = rotate(k, position, config.rotary_base)
-            q = rotate(q, position.repeat_interleave(q.shape[2] // k.shape[2], dim=-1), config.rotary_base)
+            table = rotary_table(
+                position, config.head_dim, config.rotary_base, torch.promote_types(q.dtype, torch.float32)
+            )
+            k = rotate(k, *table)
+            q = rotate(q, *(part.repeat_interleave(q.shape[2] // k.shape[2], dim=-2) for part in table))
             position = position[:, -1].clone()
         log_g = self._log_gates(x) if config.gated else None
         length = T if state is None else T + state.length
