@@ -86,16 +86,16 @@ def power_attention(
         from icl_eval.kernels.power.fused import fused_power_attention
 
         options["chunk_size"] = _kernel_chunk_size(chunk_size, q, v, degree, stateful)
-        function: Callable[..., Any] = fused_power_attention
-    elif backend == "reference":
-        function = reference_power_attention
+        y, state = fused_power_attention(q, k, v, log_g, **options)
     else:
-        if degree > 2:
-            _check_memory(q, k, v, degree, chunk_size, stateful)
-        options["chunk_size"] = chunk_size or default_chunk_size(q.shape[-1], v.shape[-1], degree)
-        function = chunked_power_attention
-    with torch.autocast(q.device.type, enabled=False):
-        y, state = function(q, k, v, log_g, **options)
+        function: Callable[..., Any] = reference_power_attention
+        if backend != "reference":
+            if degree > 2:
+                _check_memory(q, k, v, degree, chunk_size, stateful)
+            options["chunk_size"] = chunk_size or default_chunk_size(q.shape[-1], v.shape[-1], degree)
+            function = chunked_power_attention
+        with torch.autocast(q.device.type, enabled=False):
+            y, state = function(q, k, v, log_g, **options)
     if not return_state:
         return y
     assert state is not None

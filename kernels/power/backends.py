@@ -34,10 +34,15 @@ def triton_problem(q: Tensor, v: Tensor, degree: int) -> str | None:
         return None
     if not q.is_cuda:
         return f"the kernels need a CUDA GPU, got tensors on {q.device}"
-    if torch.cuda.get_device_capability(q.device) < MIN_CAPABILITY:
-        least, there = (".".join(map(str, x)) for x in (MIN_CAPABILITY, torch.cuda.get_device_capability(q.device)))
+    if _capability(q.device) < MIN_CAPABILITY:
+        least, there = (".".join(map(str, x)) for x in (MIN_CAPABILITY, _capability(q.device)))
         return f"the kernels need compute capability {least}, got {there}"
     return None
+
+
+@functools.cache
+def _capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)
 
 
 def works(q: Tensor, v: Tensor, degree: int, normalization: str, gated: bool) -> bool:

@@ -18,7 +18,7 @@ from icl_eval.kernels.power.compiled import next_power_of_2
 from icl_eval.kernels.power.cost import flops_by_operation
 from icl_eval.kernels.power.embedding import expanded_dim
 from icl_eval.kernels.power.launch import Call, call_of
-from icl_eval.kernels.power.operators import LIBRARY, define_operator
+from icl_eval.kernels.power.operators import define_operator
 from icl_eval.kernels.power.reference import State
 
 STATE_DEGREES = (1, 2)
@@ -51,7 +51,7 @@ def fused_power_attention(
     keep_low = (
         normalized and log_g is not None and log_g.requires_grad and torch.is_grad_enabled() and dtype != torch.float32
     )
-    y, *_, final, final_normalizer = torch.ops.icl_eval.power_attention(
+    y, *_, final, final_normalizer = _operator(
         q,
         k,
         v,
@@ -69,8 +69,8 @@ def fused_power_attention(
     )
     state = None
     if return_state:
-        state = (final[..., :V], final_normalizer if normalized else None)
-    return y[..., :V].to(dtype), state
+        state = (_trimmed(final, V), final_normalizer if normalized else None)
+    return _trimmed(y, V).to(dtype), state
 
 
 def _forward(
@@ -294,7 +294,7 @@ def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
 
 def _differentiate(ctx, dy, _y_low, _row_sum, _states, _normalizers, dfinal, dfinal_normalizer):  # type: ignore[no-untyped-def]
     q, k, v, log_g, y, y_low, row_sum, states, normalizers = ctx.saved_tensors
-    dq, dk, dv, dlog_g, dinitial, dnormalizer = torch.ops.icl_eval.power_attention_backward(
+    dq, dk, dv, dlog_g, dinitial, dnormalizer = _backward_operator(
         torch.zeros_like(y) if dy is None else dy,
         dfinal,
         dfinal_normalizer,
@@ -321,9 +321,10 @@ def _differentiate(ctx, dy, _y_low, _row_sum, _states, _normalizers, dfinal, dfi
     )
 
 
-define_operator("power_attention", _forward, _forward_fake)
-define_operator("power_attention_backward", _backward, _backward_fake)
-torch.library.register_autograd("icl_eval::power_attention", _differentiate, setup_context=_setup_context, lib=LIBRARY)
+_backward_operator = define_operator("power_attention_backward", _backward, _backward_fake)
+_operator = define_operator(
+    "power_attention", _forward, _forward_fake, setup_context=_setup_context, differentiate=_differentiate
+)
 
 
 @register_flop_formula(torch.ops.icl_eval.power_attention)
@@ -371,3 +372,7 @@ def _kernel_dim(dim: int) -> int:
 
 def _padded(x: Tensor, size: int) -> Tensor:
     return x if x.shape[-1] == size else F.pad(x, (0, size - x.shape[-1]))
+
+
+def _trimmed(x: Tensor, size: int) -> Tensor:
+    return x if x.shape[-1] == size else x[..., :size]

@@ -210,7 +210,7 @@ def _step_fake(q, k, v, log_g, state, normalizer, degree, scale, normalized):
     return _outputs(q, v, expanded_dim(q.shape[-1], degree), normalized)
 
 
-define_operator("power_attention_step", _step, _step_fake)
+_operator = define_operator("power_attention_step", _step, _step_fake)
 
 
 def _outputs(q: Tensor, v: Tensor, features: int, normalized: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -249,7 +249,5 @@ def fused_step(
     """One token; arguments are checked by the caller. It has no gradients."""
     matrix, normalizer = state if state is not None else (None, None)
     normalized = normalization == "row_sum"
-    y, new_matrix, new_normalizer = torch.ops.icl_eval.power_attention_step(
-        q, k, v, log_g, matrix, normalizer, degree, scale, normalized
-    )
+    y, new_matrix, new_normalizer = _operator(q, k, v, log_g, matrix, normalizer, degree, scale, normalized)
     return y, (new_matrix, new_normalizer if normalized else None)

@@ -24,7 +24,7 @@ def rotary_table(position: Tensor, head_dim: int, base: float, dtype: torch.dtyp
         position: in float32 or float64, in which the angles are formed.
         dtype: of the table.
     """
-    table = _rotary_table if position.requires_grad else torch.ops.icl_eval.rotary_table
+    table = _rotary_table if position.requires_grad else _operator
     return table(position, head_dim, base, dtype)
 
 
@@ -42,4 +42,4 @@ def _fake_rotary_table(position: Tensor, head_dim: int, base: float, dtype: torc
     return position.new_empty(shape, dtype=dtype), position.new_empty(shape, dtype=dtype)
 
 
-define_operator("rotary_table", _rotary_table, _fake_rotary_table)
+_operator = define_operator("rotary_table", _rotary_table, _fake_rotary_table)
