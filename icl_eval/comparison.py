@@ -8,7 +8,7 @@ import numpy as np
 
 from icl_eval.context_use import simultaneous
 from icl_eval.positions import Positions
-from icl_eval.statistics import Curve, Estimate, Metric, resampled_bins, well_reached
+from icl_eval.statistics import Curve, Estimate, Metric, by_document_and_seed, seed_strays, well_reached
 
 
 class Difference(NamedTuple):
@@ -36,7 +36,8 @@ def compare(
 
     Documents are resampled for all arms alike, and seeds alike where arms have as many, so differences are paired. The
     max-\\|t\\| bootstrap over all bins of all pairs keeps the chance that any of them is called different without
-    being so at 5 %. Bins that less than half of the documents reach are left out: few would seem to agree.
+    being so at 5 %; how much seeds differ is pooled over neighbouring bins. Bins that less than half of the documents
+    reach are left out: few would seem to agree.
 
     Raises:
         ValueError: the arms were not measured on the same documents, or in other bins.
@@ -54,11 +55,20 @@ def compare(
     reached = well_reached(*(runs[0].document_count for runs in arms.values()))
 
     def drawn_at(confidence: float) -> np.ndarray:
-        drawn = {n: resampled_bins(runs, metric=metric, confidence=confidence)[:, reached] for n, runs in arms.items()}
+        drawn = {n: by_document_and_seed(runs, metric, confidence)[0][:, reached] for n, runs in arms.items()}
         return np.concatenate([drawn[a] - drawn[b] for a, b in pairs], axis=1)
 
-    estimate = simultaneous(drawn_at)
+    by_seed = {name: by_document_and_seed(runs, metric)[1][:, reached] for name, runs in arms.items()}
+    strays = np.concatenate([_strays(by_seed[a], by_seed[b]) for a, b in pairs], axis=1)
+    estimate = simultaneous(drawn_at, strays)
     edges = first.bin_edges
     starts, ends = edges[:-1][reached], edges[1:][reached] - 1
     parts = zip(*(np.split(bound, len(pairs)) for bound in estimate), strict=True)
     return [Difference(a, b, Curve(starts, ends, Estimate(*p))) for (a, b), p in zip(pairs, parts, strict=True)]
+
+
+def _strays(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """What seeds add to the resamples of a difference, paired where both arms have as many."""
+    if len(first) == len(second):
+        return seed_strays(first - second)
+    return seed_strays(first, stream=1) - seed_strays(second, stream=2)

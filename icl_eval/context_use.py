@@ -10,7 +10,16 @@ import numpy as np
 from scipy import special
 
 from icl_eval.positions import Positions
-from icl_eval.statistics import CONFIDENCE, Estimate, Metric, best_context_loss, resampled_bins, well_reached
+from icl_eval.statistics import (
+    CONFIDENCE,
+    Estimate,
+    Metric,
+    best_context_loss,
+    by_document_and_seed,
+    resampled_bins,
+    seed_strays,
+    well_reached,
+)
 
 SMALLEST_GAIN = 0.01
 """A loss that falls by less (nats a token, or bits a byte) is taken to stay as it is."""
@@ -51,10 +60,11 @@ def useful_context(
         return UsefulContext(0, 0, 0)
 
     def drawn_at(confidence: float) -> np.ndarray:
-        drawn = resampled_bins(judges, metric=metric, confidence=confidence)
+        drawn, _ = by_document_and_seed(judges, metric, confidence)
         return drawn[:, before] - drawn[:, best, None]
 
-    excess = simultaneous(drawn_at)
+    _, by_seed = by_document_and_seed(judges, metric)
+    excess = simultaneous(drawn_at, seed_strays(by_seed[:, before] - by_seed[:, best, None]))
     reach = [edges[before + 1][limit > smallest] - 1 for limit in (excess.value, excess.low, excess.high)]
     return UsefulContext(*(int(positions.max(initial=0)) for positions in reach))
 
@@ -102,25 +112,27 @@ def extrapolation(runs: Sequence[Positions], trained_context: int, metric: Metri
     return _estimate(drawn[:, 1] - drawn[:, 0])
 
 
-def simultaneous(drawn_at: Callable[[float], np.ndarray]) -> Estimate:
+def simultaneous(drawn_at: Callable[[float], np.ndarray], strays: np.ndarray) -> Estimate:
     """Values ``[K]`` with intervals that hold for all of them at once, with 95 %: the max-\\|t\\| bootstrap.
 
     The resamples tell how far the worst of the K strays; what confidence that is for one alone decides by how much few
-    documents and seeds widen the intervals.
+    documents widen the intervals.
 
     Args:
-        drawn_at: gives values and resamples ``[1 + RESAMPLES, K]`` for intervals of a confidence; resamples are NaN
-            where they hold no document of a value's.
+        drawn_at: gives values and resamples over documents ``[1 + RESAMPLES, K]`` for intervals of a confidence;
+            resamples are NaN where they hold no document of a value's.
+        strays: what seeds add to the resamples, of :func:`~icl_eval.statistics.seed_strays`.
     """
     drawn = drawn_at(CONFIDENCE)
-    error = np.nanstd(drawn[1:], axis=0)
+    value, resamples = drawn[0], drawn[1:] + strays
+    error = np.nanstd(resamples, axis=0)
     if not (spread := error > ROUNDING).any():
-        return Estimate(drawn[0], drawn[0] - ROUNDING, drawn[0] + ROUNDING)
-    strays = np.abs(drawn[1:] - drawn[0])[:, spread] / error[spread]
-    critical = np.quantile(np.nan_to_num(strays).max(axis=1), CONFIDENCE)
-    width = critical * np.nanstd(drawn_at(2 * special.ndtr(critical) - 1)[1:], axis=0)
+        return Estimate(value, value - ROUNDING, value + ROUNDING)
+    farthest = np.nan_to_num(np.abs(resamples - value)[:, spread] / error[spread]).max(axis=1)
+    critical = np.quantile(farthest, CONFIDENCE)
+    width = critical * np.nanstd(drawn_at(2 * special.ndtr(critical) - 1)[1:] + strays, axis=0)
     width = np.maximum(width, ROUNDING)
-    return Estimate(drawn[0], drawn[0] - width, drawn[0] + width)
+    return Estimate(value, value - width, value + width)
 
 
 def _best_bin(runs: Sequence[Positions], metric: Metric) -> tuple[int, list[Positions]]:

@@ -38,6 +38,30 @@ def test_of_equal_arms_one_in_twenty_experiments_finds_any_difference(
     assert 0.01 <= found / 200 <= 0.09
 
 
+@pytest.mark.parametrize(
+    "memory", [0.0, 0.9, 0.97, 1.0], ids=lambda memory: f"errors like their neighbour's by {memory}"
+)
+def test_three_equal_seeds_differ_in_one_of_twenty_experiments_at_most(
+    memory: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where nothing but seeds makes noise, over 30 bins; and intervals stay within what three seeds can tell."""
+    monkeypatch.setattr("icl_eval.statistics.RESAMPLES", 500)
+    rng = np.random.default_rng(7)
+    bins, spread = 30, 0.02
+    covariance = spread**2 * memory ** np.abs(np.subtract.outer(np.arange(bins), np.arange(bins)))
+    documents = rng.normal(3, 1, (6, 1))
+    found, widths = 0, []
+    for _ in range(200):
+        luck = rng.multivariate_normal(np.zeros(bins), covariance, (2, 3), method="eigh")
+        made = {name: [positions(documents + own) for own in runs] for name, runs in zip("ab", luck, strict=True)}
+        (difference,) = compare(made)
+        found += difference.verdicts.any()
+        widths.append(np.median(difference.curve.estimate.high - difference.curve.estimate.value))
+    standard_error = spread * np.sqrt(2 / 3)
+    assert found / 200 <= 0.08
+    assert np.median(widths) < 6 * standard_error
+
+
 def test_a_difference_is_found_where_it_is_and_nowhere_else() -> None:
     rng = np.random.default_rng(0)
     common = rng.normal(3, 1, (40, BINS))
