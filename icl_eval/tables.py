@@ -16,6 +16,7 @@ from icl_eval.arithmetic import (
     wsfr,
 )
 from icl_eval.experiment import Arm, Experiment
+from icl_eval.gates import LONG_GAIN
 from icl_eval.groups import Group, group_runs, panel_titles
 from icl_eval.models import Flops, ModelConfig
 from icl_eval.run_folder import Run
@@ -25,8 +26,6 @@ from icl_eval.tasks import Task
 from icl_eval.tasks.base import GeneratedTask
 
 _COST_COLUMNS = ("arm", "param-\neters", "state\n/layer", "state\n/model", "weight:\nstate")
-VALID_GAIN = 0.05
-"""Nats per token that context must be worth before arms are compared by how well they use it."""
 
 
 def plan_table(experiment: Experiment) -> Table:
@@ -126,8 +125,8 @@ def waiting(runs: Sequence[Run]) -> list[str]:
 def in_context_learning(runs: Sequence[Run]) -> list[str]:
     """A sentence a text task: what context is worth to the arm that uses it best, and whether that decides anything.
 
-    A task on which no arm gains :data:`VALID_GAIN` nats, with an interval clear of zero, from its last octaves of
-    context tells long memories from short ones by noise alone.
+    A task on which no arm gains :data:`~icl_eval.gates.LONG_GAIN` nats, with an interval clear of zero, from its last
+    octaves of context tells long memories from short ones by noise alone.
     """
     sentences = []
     for task, groups in group_runs(runs).items():
@@ -136,7 +135,7 @@ def in_context_learning(runs: Sequence[Run]) -> list[str]:
         early = max(task.seq_len // 8, 1)
         gains = [(group.label, context_gain(group.positions, early)) for group in groups if group.positions]
         for label, gain in sorted(gains, key=lambda item: -item[1].value)[:1]:
-            valid = gain.value >= VALID_GAIN and gain.low > 0
+            valid = gain.value >= LONG_GAIN and gain.low > 0
             verdict = (
                 "context is worth something here" if valid else "at this budget it decides nothing about long memory"
             )
