@@ -69,15 +69,6 @@ def useful_context(
     return UsefulContext(*(int(positions.max(initial=0)) for positions in reach))
 
 
-def icl_gain(runs: Sequence[Positions], early: int, metric: Metric = "nll") -> Estimate:
-    """In-context learning's gain: the loss in the bin of position ``early`` less the best-context loss."""
-    best, judges = _best_bin(runs, metric)
-    groups = np.zeros((len(runs[0].bin_edges) - 1, 2))
-    groups[_bin(runs, early), 0] = groups[best, 1] = 1
-    drawn = resampled_bins(judges, groups, metric)
-    return _estimate(drawn[:, 0] - drawn[:, 1])
-
-
 def fall_per_octave(runs: Sequence[Positions], first: int, last: int, metric: Metric = "nll") -> Estimate:
     """How much the loss falls with every doubling of context between two positions, by least squares over bins.
 
@@ -137,8 +128,8 @@ def simultaneous(drawn_at: Callable[[float], np.ndarray], strays: np.ndarray) ->
 
 def _best_bin(runs: Sequence[Positions], metric: Metric) -> tuple[int, list[Positions]]:
     """The bin of the best-context loss, and the documents that did not choose it."""
-    judges = [run.of(run.documents[1::2]) for run in runs]
-    return _bin(runs, best_context_loss(runs, metric=metric).start), judges
+    choosers, judges = ([run.of(run.documents[half::2]) for run in runs] for half in (0, 1))
+    return _bin(runs, best_context_loss(choosers, metric=metric).start), judges
 
 
 def _bin(runs: Sequence[Positions], position: int) -> int:

@@ -15,7 +15,7 @@ from icl_eval.experiment import Arm
 from icl_eval.models import Flops
 from icl_eval.positions import Positions
 from icl_eval.run_folder import Run, RunFolderError
-from icl_eval.statistics import CONFIDENCE, Curve, Estimate, can_be_best, draws, each_once, estimate
+from icl_eval.statistics import CONFIDENCE, Curve, Estimate, cross_fitted, draws, each_once, estimate
 
 Spent = Literal["flops", "seconds", "tokens"]
 ENDS = (0.25, 0.5, 1.0)
@@ -235,18 +235,8 @@ class Evidence:
         return Curve(edges[:-1][bins], edges[1:][bins] - 1, Estimate(*map(np.array, zip(*estimates, strict=True))))
 
     def _best(self, arm: ArmRuns, snapshot: int) -> np.ndarray:
-        """Best-context loss, cross-fitted: every document is judged in the bin that all the others choose.
-
-        A minimum over noisy bins would flatter; a bin chosen elsewhere does not.
-        """
-        sums, counts = self.cells(arm, snapshot)
-        others = 1 - np.eye(len(counts))
-        with np.errstate(invalid="ignore"):
-            means = (others @ sums.mean(axis=0)) / (others @ counts)
-        best = np.where(can_be_best(counts) & np.isfinite(means), means, np.inf).argmin(axis=1)
-        judged = np.arange(len(counts)), best
-        reached = counts[judged] > 0
-        losses = sums[:, *judged] / np.where(reached, counts[judged], 1)
+        """Best-context loss, cross-fitted (:func:`icl_eval.statistics.cross_fitted`)."""
+        losses, reached = cross_fitted(*self.cells(arm, snapshot))
         return draws(losses, reached.astype(float), self.confidence)
 
     def cells(self, arm: ArmRuns, snapshot: int) -> tuple[np.ndarray, np.ndarray]:

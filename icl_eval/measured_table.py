@@ -4,12 +4,12 @@ from collections.abc import Iterator, Sequence
 
 from rich.table import Table
 
-from icl_eval.context_use import SMALLEST_GAIN, extrapolation, fall_per_octave, icl_gain, useful_context
+from icl_eval.context_use import SMALLEST_GAIN, extrapolation, fall_per_octave, useful_context
 from icl_eval.groups import Group, group_runs, loss_label
 from icl_eval.measured import Documents
 from icl_eval.positions import Positions
 from icl_eval.run_folder import Run
-from icl_eval.statistics import Estimate, Metric, best_context_loss
+from icl_eval.statistics import Estimate, Metric, best_context_loss, icl_gain
 from icl_eval.tables import bin_label, new_table
 
 LEGEND = (

@@ -56,8 +56,8 @@ class BestContext(NamedTuple):
     """Best-context loss (paper section 4): the loss in the bin of positions where it is lowest.
 
     Attributes:
-        estimate: in the metric's unit, from the documents that did not choose the bin.
-        start, end: first and last position of the chosen bin.
+        estimate: in the metric's unit, cross-fitted as in :func:`cross_fitted`.
+        start, end: first and last position of the bin that all documents together choose.
     """
 
     estimate: Estimate
@@ -87,21 +87,34 @@ def overall(runs: Sequence[Positions], metric: Metric = "nll", snapshot: int = -
 
 
 def best_context_loss(runs: Sequence[Positions], snapshot: int = -1, metric: Metric = "nll") -> BestContext:
-    """Loss in the best bin: every second document chooses the bin, the others give its loss.
-
-    A minimum over noisy bins would flatter; a bin chosen elsewhere does not. Only bins that :func:`can_be_best` are
-    chosen from.
-    """
+    """Loss in the best bin, of those that :func:`can_be_best`."""
     sums, counts = _by_document(runs, metric, snapshot)
-    choose, judge = slice(0, None, 2), slice(1, None, 2)
-    eligible = can_be_best(counts[choose], counts[judge])
-    means = np.full(counts.shape[1], np.inf)
-    chosen_sums = sums[:, choose].mean(axis=0).sum(axis=0)
-    means[eligible] = chosen_sums[eligible] / counts[choose].sum(axis=0)[eligible]
-    best = int(means.argmin())
-    estimate = _bootstrap(sums[:, judge, best, None], counts[judge, best, None])
+    losses, reached = cross_fitted(sums, counts)
+    estimate = _bootstrap(losses[..., None], reached[:, None].astype(float))
+    means = _divide(sums.mean(axis=0).sum(axis=0), counts.sum(axis=0))
+    best = int(np.where(can_be_best(counts), means, np.inf).argmin())
     edges = runs[0].bin_edges
     return BestContext(Estimate(*(bound[0] for bound in estimate)), int(edges[best]), int(edges[best + 1]) - 1)
+
+
+def cross_fitted(sums: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Best-context losses by document, each judged in the bin that all other documents choose.
+
+    A minimum over noisy bins would flatter; a bin chosen elsewhere does not.
+
+    Args:
+        sums: ``[seeds, N, bins]``.
+        counts: ``[N, bins]``.
+
+    Returns:
+        Losses ``[seeds, N]``, and which documents reach the bin chosen for them ``[N]``; the losses of others are 0.
+    """
+    own = sums.mean(axis=0)
+    means = _divide(own.sum(axis=0) - own, counts.sum(axis=0) - counts)
+    best = np.where(can_be_best(counts) & np.isfinite(means), means, np.inf).argmin(axis=1)
+    judged = np.arange(len(counts)), best
+    reached = (counts[judged] > 0) & (len(counts) > 1)
+    return np.where(reached, sums[:, *judged] / np.where(reached, counts[judged], 1), 0), reached
 
 
 def well_reached(*counts: np.ndarray) -> np.ndarray:
@@ -122,6 +135,15 @@ def context_gain(runs: Sequence[Positions], early: int, snapshot: int = -1, metr
     at = int(np.searchsorted(runs[0].bin_edges, early, side="right")) - 1
     first, last = (_resampled(sums[:, :, bin, None], counts[:, bin, None]) for bin in (at, -1))
     return Estimate(*(bound[0] for bound in _interval(first.value - last.value, first.resamples - last.resamples)))
+
+
+def icl_gain(runs: Sequence[Positions], early: int, metric: Metric = "nll") -> Estimate:
+    """In-context learning's gain: loss in the bin of position ``early`` less the best-context loss."""
+    sums, counts = _by_document(runs, metric, snapshot=-1)
+    losses, reached = cross_fitted(sums, counts)
+    at = int(np.searchsorted(runs[0].bin_edges, early, side="right")) - 1
+    ratio = _resampled(np.stack([sums[..., at], losses], axis=-1), np.stack([counts[:, at], reached], axis=-1))
+    return Estimate(*(bound.item() for bound in _interval(*(x[..., :1] - x[..., 1:] for x in ratio))))
 
 
 def resampled_bins(

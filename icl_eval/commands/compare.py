@@ -59,7 +59,7 @@ def compare(
         print_table(console, _rows(task, differences))
     console.print(
         "Intervals and stars hold with 95 % for all positions of all pairs of a task at once (max-|t| bootstrap over "
-        "documents, seeds nested).",
+        "documents, seeds nested, whose variances are pooled over neighbouring positions).",
         highlight=False,
     )
     folder = out or (runs[0] if len(runs) == 1 else Path("comparison"))

@@ -5,8 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from icl_eval.context_use import extrapolation, fall_per_octave, icl_gain, useful_context
+from icl_eval.context_use import extrapolation, fall_per_octave, useful_context
 from icl_eval.positions import Positions, log_bin_edges
+from icl_eval.statistics import icl_gain
 from tests.icl_eval.test_statistics import positions
 
 EDGES = log_bin_edges(4097)

@@ -174,7 +174,7 @@ def test_bits_per_byte_compares_tokenisers() -> None:
     gain = context_gain([replace(coarse, document_bytes=text)], early=0, metric="bits_per_byte")
     assert gain.value == pytest.approx(-1 / np.log(2))
     best = best_context_loss([replace(coarse, document_bytes=text)], metric="bits_per_byte")
-    assert best.estimate.value == pytest.approx(1.5 / np.log(2))
+    assert best.estimate.value == pytest.approx(1.25 / np.log(2))
     with pytest.raises(ValueError, match="bits per byte: the tokens are not text"):
         overall([coarse], "bits_per_byte")
 
@@ -192,7 +192,7 @@ def test_every_document_counts_once_however_many_windows_of_it_were_read(metric:
     np.testing.assert_allclose(resampled_bins([run], metric=metric)[0], books.mean(axis=0))
     assert overall([run], metric).value == pytest.approx((books @ np.array([1, 2, 4]) / 7).mean())
     assert context_gain([run], early=0, metric=metric).value == pytest.approx((books[:, 0] - books[:, 2]).mean())
-    assert best_context_loss([run], metric=metric).estimate.value == pytest.approx(books[1::2, 2].mean())
+    assert best_context_loss([run], metric=metric).estimate.value == pytest.approx(books[:, 2].mean())
 
 
 def test_documents_of_as_many_tokens_are_left_as_they_are() -> None:
