@@ -43,7 +43,7 @@ class Training(Config):
         micro_batch_size: sequences that a process holds activations of at a time; ``None`` for all of its share. The
             result is the same.
         activation_checkpointing: recompute each layer in the backward pass instead of keeping its activations.
-        compile: ``torch.compile`` each layer. What that takes is not counted in seconds.
+        compile: ``torch.compile`` layers and losses. What that takes is not counted in seconds.
     """
 
     batch_size: int = 32

@@ -7,7 +7,7 @@ from icl_eval.schedule import make_plan
 WEIGHT_RATE, FULL_WIDTH = 2.0e14, 768
 STATE_RATES, FULL_HEAD = {"softmax": 4.4e14, "power": 2.2e14, "linear": 3.5e13, "window": 2.0e14}, 64
 ASSUMPTION = (
-    f"one H200 to itself, layers compiled; {WEIGHT_RATE / 1e12:.0f} TFLOP/s on weights at width {FULL_WIDTH}; on "
+    f"one H200 to itself, compiled; {WEIGHT_RATE / 1e12:.0f} TFLOP/s on weights at width {FULL_WIDTH}; on "
     "states "
     + ", ".join(f"{name} {rate / 1e12:.0f}" for name, rate in STATE_RATES.items())
     + f" at heads of {FULL_HEAD}; in proportion less below (results/training, results/kernels); measuring not counted"

@@ -49,6 +49,7 @@ class Section(NamedTuple):
         verdicts: of the claims that it decides.
         pictures: its figures.
         header, rows: of the table of arms.
+        again: what it takes to run it again beside the package.
         rerun: the command.
     """
 
@@ -58,6 +59,7 @@ class Section(NamedTuple):
     pictures: list[Picture]
     header: tuple[str, ...]
     rows: list[tuple[str, ...]]
+    again: str
     rerun: str
 
 
@@ -154,7 +156,8 @@ def _section(study: Study, decided: list[Verdict], figures: Path) -> Section:
         lines.append(f"Contrasts, figures and the table are over the seeds that all arms have: {shown}.")
     rows = [_arm_row(study, arm) for arm in (study.paired if study.paired_seeds else study.arms)]
     pictures = [_picture(file, CAPTIONS[name], figures) for name, file in plot_study(study, figures).items()]
-    return Section(study.name, [line for line in lines if line], decided, pictures, header, rows, _rerun(study))
+    title = f"{study.name}: {study.domain}" if study.domain else study.name
+    return Section(title, [line for line in lines if line], decided, pictures, header, rows, *_rerun(study))
 
 
 def _documents(run: Run) -> str:
@@ -189,7 +192,8 @@ def _arm_row(study: Study, arm: ArmRuns) -> tuple[str, ...]:
     )
 
 
-def _rerun(study: Study) -> str:
+def _rerun(study: Study) -> tuple[str, str]:
+    """What the command below needs beside the package, and the command."""
     command = ["icl-eval", "run", study.described.get("preset") or study.preset]
     command += ["--scale", study.scale] if study.scale else []
     command += ["--seeds", ",".join(map(str, study.seeds))]
@@ -197,7 +201,11 @@ def _rerun(study: Study) -> str:
     path = config["arm"]["task"].get("path")
     command += ["--text", Path(path).name] if path else []
     command += ["--ledger", "ledger.json"] if config.get("tuning") else []
-    return shlex.join(command)
+    commits = " and ".join(sorted({str(run.env.get("commit")) for run in study.runs}))
+    needed = [f"commit {commits}"]
+    needed += [f"the documents in {Path(path).name}"] if path else []
+    needed += ["what icl-eval tune found in ledger.json"] if config.get("tuning") else []
+    return f"Again, with {', '.join(needed)}", shlex.join(command)
 
 
 def _measured_sections(runs: Sequence[Run], figures: Path) -> list[Section]:
@@ -212,7 +220,7 @@ def _measured_sections(runs: Sequence[Run], figures: Path) -> list[Section]:
     for title, header, rows in measured_rows(runs):
         names = tuple(name.replace("\n", " ") for name in header)
         cells = [tuple(row) for row in rows]
-        sections.append(Section(f"Measured: {title}", [LEGEND], [], pictures, names, cells, commands))
+        sections.append(Section(f"Measured: {title}", [LEGEND], [], pictures, names, cells, "Again", commands))
         pictures = []
     return sections
 
@@ -230,7 +238,7 @@ def _kernel_section(kernels: KernelTimes, decided: list[Verdict], figures: Path)
     modes = ("forward", "forward + backward")
     rows = [(mode, *(interval(kernels.speedup(65_536, d, mode)) for d in (64, 32))) for mode in modes]
     lines = ["How much faster than softmax attention are the kernels at 65,536 tokens?", f"Environment: {facts}."]
-    return Section("fig6_kernels", lines, decided, pictures, header, rows, environment.get("command", ""))
+    return Section("fig6_kernels", lines, decided, pictures, header, rows, "Again", environment.get("command", ""))
 
 
 def _picture(file: Path, caption: str, figures: Path) -> Picture:

@@ -108,7 +108,8 @@ def test_a_users_own_file_runs_plots_and_resumes(
 
     code, _, errors = icl_eval(monkeypatch, capsys, "report", first, "--out", tmp_path, "--preset", preset)
     assert code == 0, errors
-    assert "Again: `icl-eval run my_preset.py --seeds 0,1`" in (tmp_path / "report.md").read_text()
+    report = (tmp_path / "report.md").read_text()
+    assert re.search(r"^Again, with commit \S+: `icl-eval run my_preset.py --seeds 0,1`$", report, re.MULTILINE)
 
     (first / "mine" / "seed1" / "DONE").unlink()
     _, text, _ = icl_eval(monkeypatch, capsys, "plot", first, "--preset", preset)
