@@ -8,7 +8,7 @@ import numpy as np
 
 from icl_eval.context_use import simultaneous
 from icl_eval.positions import Positions
-from icl_eval.statistics import Curve, Estimate, Metric, by_document_and_seed, seed_strays, well_reached
+from icl_eval.statistics import Curve, Estimate, Metric, bins_by_seed, resampled_documents, seed_strays, well_reached
 
 
 class Difference(NamedTuple):
@@ -55,10 +55,10 @@ def compare(
     reached = well_reached(*(runs[0].document_count for runs in arms.values()))
 
     def drawn_at(confidence: float) -> np.ndarray:
-        drawn = {n: by_document_and_seed(runs, metric, confidence)[0][:, reached] for n, runs in arms.items()}
+        drawn = {n: resampled_documents(runs, metric, confidence)[:, reached] for n, runs in arms.items()}
         return np.concatenate([drawn[a] - drawn[b] for a, b in pairs], axis=1)
 
-    by_seed = {name: by_document_and_seed(runs, metric)[1][:, reached] for name, runs in arms.items()}
+    by_seed = {name: bins_by_seed(runs, metric)[:, reached] for name, runs in arms.items()}
     strays = np.concatenate([_strays(by_seed[a], by_seed[b]) for a, b in pairs], axis=1)
     estimate = simultaneous(drawn_at, strays)
     edges = first.bin_edges

@@ -15,8 +15,9 @@ from icl_eval.statistics import (
     Estimate,
     Metric,
     best_context_loss,
-    by_document_and_seed,
+    bins_by_seed,
     resampled_bins,
+    resampled_documents,
     seed_strays,
     well_reached,
 )
@@ -60,10 +61,10 @@ def useful_context(
         return UsefulContext(0, 0, 0)
 
     def drawn_at(confidence: float) -> np.ndarray:
-        drawn, _ = by_document_and_seed(judges, metric, confidence)
+        drawn = resampled_documents(judges, metric, confidence)
         return drawn[:, before] - drawn[:, best, None]
 
-    _, by_seed = by_document_and_seed(judges, metric)
+    by_seed = bins_by_seed(judges, metric)
     excess = simultaneous(drawn_at, seed_strays(by_seed[:, before] - by_seed[:, best, None]))
     reach = [edges[before + 1][limit > smallest] - 1 for limit in (excess.value, excess.low, excess.high)]
     return UsefulContext(*(int(positions.max(initial=0)) for positions in reach))
@@ -107,7 +108,7 @@ def simultaneous(drawn_at: Callable[[float], np.ndarray], strays: np.ndarray) ->
     """Values ``[K]`` with intervals that hold for all of them at once, with 95 %: the max-\\|t\\| bootstrap.
 
     The resamples tell how far the worst of the K strays; what confidence that is for one alone decides by how much few
-    documents widen the intervals.
+    documents widen the intervals. Values that are not finite have none.
 
     Args:
         drawn_at: gives values and resamples over documents ``[1 + RESAMPLES, K]`` for intervals of a confidence;
@@ -116,13 +117,17 @@ def simultaneous(drawn_at: Callable[[float], np.ndarray], strays: np.ndarray) ->
     """
     drawn = drawn_at(CONFIDENCE)
     value, resamples = drawn[0], drawn[1:] + strays
-    error = np.nanstd(resamples, axis=0)
+    known = np.isfinite(value) & np.isfinite(strays).all(axis=0)
+    error = np.full(len(value), np.nan)
+    error[known] = np.nanstd(resamples[:, known], axis=0)
     if not (spread := error > ROUNDING).any():
-        return Estimate(value, value - ROUNDING, value + ROUNDING)
+        width = np.where(known, ROUNDING, np.nan)
+        return Estimate(value, value - width, value + width)
     farthest = np.nan_to_num(np.abs(resamples - value)[:, spread] / error[spread]).max(axis=1)
     critical = np.quantile(farthest, CONFIDENCE)
-    width = critical * np.nanstd(drawn_at(2 * special.ndtr(critical) - 1)[1:] + strays, axis=0)
-    width = np.maximum(width, ROUNDING)
+    width = np.full(len(value), np.nan)
+    widened = drawn_at(2 * special.ndtr(critical) - 1)[1:, known] + strays[:, known]
+    width[known] = np.maximum(critical * np.nanstd(widened, axis=0), ROUNDING)
     return Estimate(value, value - width, value + width)
 
 

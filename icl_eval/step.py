@@ -16,6 +16,8 @@ from icl_eval.tasks import Batch
 
 GRAPHS_PER_LAYER = 3
 """Training on the first, shorter sequences, training on whole ones, and measuring, which has its own."""
+LOSS_GRAPHS = 16
+"""More than a loss needs: whole pieces and last ones, of the start, of whole sequences, of a rest of micro-batches."""
 CHECKED_TOKENS = 64
 
 
@@ -46,7 +48,7 @@ def prepare(arm: Arm, seed: int, accelerator: Accelerator) -> tuple[nn.Module, A
             layers[index] = checkpoint_wrapper(layer)
     if training.compile:
         torch.compiler.reset()
-        torch._dynamo.config.recompile_limit = GRAPHS_PER_LAYER * len(layers)
+        torch._dynamo.config.recompile_limit = max(GRAPHS_PER_LAYER * len(layers), LOSS_GRAPHS)
         model.model.compile_parts()
     if accelerator.is_fsdp2:
         accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap = [type(layers[0]).__name__]

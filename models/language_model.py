@@ -135,13 +135,13 @@ class LanguageModel(nn.Module):
         self.head.weight.init_gain = config.backbone.head_gain  # type: ignore[attr-defined]
         if config.tied_embeddings:
             self.head.weight = self.embedding.weight
-        self._chunk_nll = _chunk_nll
+        self.chunk_nll = ChunkNLL()
 
     def compile_parts(self) -> None:
         """``torch.compile`` layers, and the loss of a piece, for the shapes they meet; equal layers share a graph."""
         for layer in self.layers:
             layer.compile(dynamic=False)
-        self._chunk_nll = torch.compile(_chunk_nll, dynamic=False)
+        self.chunk_nll.compile(dynamic=False)
 
     def forward(self, tokens: Tensor, state: tuple | None = None, inputs: Tensor | None = None) -> tuple[Tensor, tuple]:
         """Logits ``[B, T, vocab]`` for tokens ``[B, T]`` that follow ``state``, and the state after them.
@@ -182,9 +182,9 @@ class LanguageModel(nn.Module):
             hidden.flatten(0, 1).split(NLL_CHUNK_TOKENS), targets.flatten().split(NLL_CHUNK_TOKENS), strict=True
         )
         parts = [
-            checkpoint(self._chunk_nll, h, self.head.weight, t, use_reentrant=False)
+            checkpoint(self.chunk_nll, h, self.head.weight, t, use_reentrant=False)
             if torch.is_grad_enabled() and targets.numel() > NLL_CHUNK_TOKENS
-            else self._chunk_nll(h, self.head.weight, t)
+            else self.chunk_nll(h, self.head.weight, t)
             for h, t in chunks
         ]
         nll, correct = (torch.cat(column).view_as(targets) for column in zip(*parts, strict=True))
@@ -261,7 +261,10 @@ def _orthogonal(draw: Tensor) -> Tensor:
     return q if draw.shape[0] >= draw.shape[1] else q.T
 
 
-def _chunk_nll(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    logits = F.linear(hidden, weight)
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return F.cross_entropy(logits, targets, reduction="none"), logits.argmax(-1) == targets
+class ChunkNLL(nn.Module):
+    """Losses of the tokens of a piece, and whether each is the likeliest; without parameters of its own."""
+
+    def forward(self, hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        logits = F.linear(hidden, weight)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return F.cross_entropy(logits, targets, reduction="none"), logits.argmax(-1) == targets

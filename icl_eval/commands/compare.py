@@ -35,7 +35,8 @@ def compare(
     """Paired differences of loss by position, between arms measured on the same documents: a table and a figure.
 
     Intervals hold with 95 % for all positions of all pairs of a task at once (max-|t| bootstrap over documents, seeds
-    nested), so however many are looked at, the chance of any false difference is 5 %. Arms are compared on the seeds
+    nested, their variances pooled over neighbouring positions), so however many are looked at, the chance of any false
+    difference is 5 %. Arms are compared on the seeds
     that all of them finished, where there are any.
     """
     if preset is not None:

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 LIBRARY = torch.library.Library("icl_eval", "FRAGMENT")
 PLAIN = (Tensor, nn.Parameter, nn.Buffer)
@@ -47,7 +46,7 @@ def define_operator(
     directly = on_its_device
     if setup_context is not None and differentiate is not None:
         torch.library.register_autograd(f"icl_eval::{name}", differentiate, setup_context=setup_context, lib=LIBRARY)
-        directly = _differentiable(on_its_device, setup_context, differentiate)
+        directly = _differentiable(name, on_its_device, setup_context, differentiate)
 
     def call(*arguments: Any) -> Any:
         return (operator if _noted(arguments) else directly)(*arguments)
@@ -60,13 +59,15 @@ def _noted(arguments: tuple[Any, ...]) -> bool:
     return (
         torch.compiler.is_compiling()
         or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._len_torch_function_stack() > 0
+        or torch._ops._len_torch_dispatch_stack_pre_dispatch() > 0
         or torch._C._are_functorch_transforms_active()
         or any(isinstance(x, Tensor) and type(x) not in PLAIN for x in arguments)
     )
 
 
 def _differentiable(
-    function: Callable[..., Any], setup_context: Callable[..., None], differentiate: Callable[..., tuple]
+    name: str, function: Callable[..., Any], setup_context: Callable[..., None], differentiate: Callable[..., tuple]
 ) -> Callable[..., Any]:
     class Differentiable(torch.autograd.Function):
         @staticmethod
@@ -76,9 +77,14 @@ def _differentiable(
             return output
 
         @staticmethod
-        @once_differentiable
         def backward(ctx: Any, *gradients: Tensor | None) -> tuple:
+            if torch.is_grad_enabled():
+                raise RuntimeError(
+                    f"{name} has no second derivative, which create_graph=True asks for; use backend='chunked'"
+                )
             return differentiate(ctx, *gradients)
+
+    Differentiable.__name__ = name  # as profilers show it
 
     def call(*arguments: Any) -> Any:
         wanted = torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in arguments)

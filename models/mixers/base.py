@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from icl_eval.config import Config
 from icl_eval.models.cost import Flops, StateSize
-from icl_eval.models.mixers.rotary import rotary_table, rotate
+from icl_eval.models.mixers.rotary import constant_rotary_table, rotate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,7 +178,7 @@ class Mixer(SequenceMixer):
         offset = 0 if state is None else state.length
         dtype = torch.promote_types(q.dtype, torch.float32)
         position = torch.arange(offset, offset + q.shape[1], device=q.device, dtype=dtype)[:, None]
-        table = rotary_table(position, self.config.head_dim, self.config.rotary_base, dtype)
+        table = constant_rotary_table(position, self.config.head_dim, self.config.rotary_base, dtype)
         return rotate(q, *table), rotate(k, *table)
 
     @abstractmethod

@@ -17,18 +17,10 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def rotary_table(position: Tensor, head_dim: int, base: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Cosines and sines ``[..., D/2]`` of the angles at positions ``[...]``.
 
-    Without a gradient an operator of its own makes it. Compilers would otherwise form the angles again for every head,
-    in both passes, and a power, a cosine and a sine take many times as long as turning.
-
     Args:
         position: in float32 or float64, in which the angles are formed.
         dtype: of the table.
     """
-    table = _rotary_table if position.requires_grad else _operator
-    return table(position, head_dim, base, dtype)
-
-
-def _rotary_table(position: Tensor, head_dim: int, base: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     half = head_dim // 2
     frequency = base ** (-torch.arange(half, device=position.device, dtype=position.dtype) / half)
     angle = position[..., None] * frequency
@@ -42,4 +34,7 @@ def _fake_rotary_table(position: Tensor, head_dim: int, base: float, dtype: torc
     return position.new_empty(shape, dtype=dtype), position.new_empty(shape, dtype=dtype)
 
 
-_operator = define_operator("rotary_table", _rotary_table, _fake_rotary_table)
+constant_rotary_table = define_operator("rotary_table", rotary_table, _fake_rotary_table)
+"""As :func:`rotary_table`, of positions that nothing is differentiated by, as an operator of its own. Compilers would
+otherwise form the angles again for every head, in both passes, and a power, a cosine and a sine take many times as long
+as turning."""

@@ -62,6 +62,44 @@ def test_three_equal_seeds_differ_in_one_of_twenty_experiments_at_most(
     assert np.median(widths) < 6 * standard_error
 
 
+def test_the_bin_in_which_seeds_differ_most_is_not_smoothed_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seeds that learn something at other times differ much in the last bin and little before."""
+    monkeypatch.setattr("icl_eval.statistics.RESAMPLES", 500)
+    rng = np.random.default_rng(8)
+    documents, spread = rng.normal(3, 1, (6, 1)), np.append(np.full(BINS - 1, 0.01), 0.1)
+    found = 0
+    for _ in range(200):
+        luck = rng.normal(0, spread, (2, 3, BINS))
+        made = {name: [positions(documents + own) for own in runs] for name, runs in zip("ab", luck, strict=True)}
+        found += any(difference.verdicts.any() for difference in compare(made))
+    assert found / 200 <= 0.12
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.filterwarnings("error")
+def test_a_bin_that_is_not_finite_decides_nothing_there_or_elsewhere(value: float) -> None:
+    made = arms(5, "ab", 20, seeds=3)
+    without = compare(made)[0]
+    means = made["a"][1].document_nll_sum.copy()
+    means[..., 4] = value
+    made["a"][1] = replace(made["a"][1], document_nll_sum=means)
+    (difference,) = compare(made)
+    assert np.isnan(difference.curve.estimate.low[4])
+    assert difference.verdicts[4] == 0
+    others = np.arange(BINS) != 4
+    assert np.isfinite(difference.curve.estimate.low[others]).all()
+    width, before = (np.subtract(d.curve.estimate.high, d.curve.estimate.low)[others] for d in (difference, without))
+    np.testing.assert_allclose(width, before, rtol=0.5)
+
+
+def test_arms_with_unequal_numbers_of_seeds_are_compared() -> None:
+    made = arms(6, "ab", 40, seeds=3)
+    paired = compare(made)[0].curve.estimate
+    made["b"] = made["b"][:2]
+    (difference,) = compare(made)
+    assert (difference.curve.estimate.high - difference.curve.estimate.low > paired.high - paired.low).mean() > 0.5
+
+
 def test_a_difference_is_found_where_it_is_and_nowhere_else() -> None:
     rng = np.random.default_rng(0)
     common = rng.normal(3, 1, (40, BINS))

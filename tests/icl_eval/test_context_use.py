@@ -38,6 +38,18 @@ def test_useful_context_is_where_the_curve_goes_flat(knee: int) -> None:
     assert exact == (truth, truth, truth)
 
 
+def test_useful_context_of_three_seeds_allows_for_how_they_differ() -> None:
+    loss = flat_after(512)
+    alike = useful_context([measured(loss, 0.02, 0) for _ in range(3)])
+    slopes = np.linspace(-0.06, 0.06, 3)[:, None] * np.log2(CENTERS)
+    apart = useful_context([measured(loss + slope, 0.02, 0) for slope in slopes])
+    assert alike is not None
+    assert apart is not None
+    assert alike.low <= 512 <= alike.high
+    assert apart.low < alike.low
+    assert apart.high >= alike.high
+
+
 def test_useful_context_of_a_curve_that_never_falls_is_none_of_it() -> None:
     reaches = [useful_context([measured(np.full(len(ENDS), 3.0), 0.2, seed)]) for seed in range(100)]
     assert np.mean([reach.low > 0 for reach in reaches]) <= 0.08, "false gains, over all bins at once"

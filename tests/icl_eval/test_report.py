@@ -50,7 +50,7 @@ def test_the_verdict_table_comes_first_and_is_complete(folder: Path) -> None:
 def test_markdown_and_html_say_the_same(folder: Path) -> None:
     markdown, html = ((folder / name).read_text() for name in ("report.md", "report.html"))
     parameters = f"{CENTRAL.arms[0].model.num_parameters():,}"
-    for text in ("every contrast is clear of its margin", "NVIDIA H100", "speed-up over softmax", parameters):
+    for text in ("every contrast is clear of its margin", "NVIDIA H200", "speed-up over softmax", parameters):
         assert text in markdown
         assert text in html
     for path in re.findall(r"!\[.*?\]\((.*?)\)", markdown):

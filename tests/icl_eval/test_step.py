@@ -1,5 +1,6 @@
 """One optimiser step: the same whatever saves memory or time, and harmless where the gradient is not finite."""
 
+import pickle
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -79,6 +80,27 @@ def test_every_arm_of_a_process_is_compiled_whole(eager_compiler: SimpleNamespac
             batch = arm.task.build(0).batch("train", 0, 2)
             model(batch.tokens[:, :length], batch.targets[:, :length])
         assert eager_compiler.graphs == 6 * number
+
+
+def test_pieces_of_a_loss_share_graphs_and_none_runs_without(
+    eager_compiler: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whole pieces and a last one, with gradients and without, at two lengths, of a model of one layer."""
+    monkeypatch.setattr("icl_eval.models.language_model.NLL_CHUNK_TOKENS", 12)
+    training = replace(TINY.arms[0].training, compile=True)
+    arm = replace(TINY.arms[0], model=replace(TINY.arms[0].model, num_layers=1), training=training)
+    model, _ = prepare(arm, 0, make_accelerator("cpu"))
+    for length in (16, 20):
+        batch = [x[:, :length] for x in arm.task.build(0).batch("train", 0, 2).read]
+        for gradients in (torch.enable_grad(), torch.no_grad()):
+            with gradients, torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+                model(*batch)
+    graphs = eager_compiler.graphs
+    layers = 2 * 2
+    assert graphs - layers == 2 * 3, "whole pieces of 12 share one with and one without; the last of 8 and of 4 do not"
+    copied = pickle.loads(pickle.dumps(model.state_dict()))
+    assert copied.keys() == prepare(arm, 0, make_accelerator("cpu"))[0].state_dict().keys()
+    pickle.dumps(model)
 
 
 @pytest.mark.parametrize("compiled", [False, True])

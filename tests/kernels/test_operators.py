@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, register_flop_formula
 
@@ -100,8 +101,24 @@ def test_compilers_counters_and_fake_tensors_see_it() -> None:
     assert not through_torch
 
 
-def test_a_second_derivative_is_refused_and_not_wrong() -> None:
+@pytest.mark.parametrize("linear", [True, False], ids=["loss linear in the output", "square loss"])
+def test_a_second_derivative_is_refused_and_not_wrong(linear: bool) -> None:
     x = torch.ones(3, requires_grad=True)
-    (dx,) = torch.autograd.grad(product(x, 2.0).square().sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        dx.sum().backward()
+    y = product(x, 2.0)
+    with pytest.raises(RuntimeError, match=r"tests_product has no second derivative.*use backend='chunked'"):
+        torch.autograd.grad((y if linear else y.square()).sum(), x, create_graph=True)
+
+
+@pytest.mark.parametrize("mode", [TorchFunctionMode, Recorder])
+def test_modes_of_either_kind_see_it(mode: type) -> None:
+    names: list[str] = []
+
+    class Listener(TorchFunctionMode):
+        def __torch_function__(self, function: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
+            names.append(str(function))
+            return function(*arguments, **(options or {}))
+
+    with Listener() if mode is TorchFunctionMode else Recorder() as listener:
+        product(torch.ones(3), 2.0)
+    names += getattr(listener, "names", [])
+    assert any("tests_product" in name for name in names)
