@@ -1,5 +1,6 @@
 """The house's style of figures: sizes, colours, axes, legends, and how they are written."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from zlib import crc32
@@ -71,18 +72,30 @@ def arm_styles(groups: Sequence[Group]) -> list[dict]:
     return styles
 
 
-def log_axis(ax: Axes, base: int = 2) -> None:
-    """Make the horizontal axis logarithmic, with plain numbers for base 2."""
-    ax.spines[["top", "right"]].set_visible(False)
-    if not np.isfinite(ax.dataLim.minposx):
-        return
-    ax.set_xscale("log", base=base)
-    if base == 2:
+def log_axis(ax: Axes) -> None:
+    """Make the horizontal axis logarithmic in powers of two, with plain numbers."""
+    if _made_logarithmic(ax, 2):
         low, high = ax.get_xlim()
         narrow = (1, 1.25, 1.5, 1.75) if high < 4 * low else (1,)
         ax.xaxis.set_major_locator(LogLocator(base=2, subs=narrow, numticks=9))
         ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
-        ax.xaxis.set_minor_formatter(NullFormatter())
+
+
+def spending_axis(ax: Axes) -> None:
+    """Make the horizontal axis logarithmic, of seconds or FLOPs: ticks at 1, 2 and 5, as 200 or 2e16."""
+    if _made_logarithmic(ax, 10):
+        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: re.sub(r"e\+0?", "e", f"{x:,g}")))
+
+
+def _made_logarithmic(ax: Axes, base: int) -> bool:
+    """Without minor labels; not where there is nothing to show."""
+    ax.spines[["top", "right"]].set_visible(False)
+    if not np.isfinite(ax.dataLim.minposx):
+        return False
+    ax.set_xscale("log", base=base)
+    ax.xaxis.set_minor_formatter(NullFormatter())
+    return True
 
 
 def fit_to_lines(ax: Axes) -> None:

@@ -8,9 +8,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatterSciNotation
 
-from icl_eval.drawing import arm_styles, legend, log_axis, new_figure
+from icl_eval.drawing import arm_styles, legend, log_axis, new_figure, spending_axis
 from icl_eval.evidence import ArmRuns, Evidence, MissingEvidenceError, Spent
 from icl_eval.gates import DECIDING_SCALES
 from icl_eval.groups import group_runs, panel_titles
@@ -20,12 +19,15 @@ from icl_eval.studies import Study
 
 CAPTIONS = {
     "end_points": "Best-context loss of finished models (ends of decay branches) against training FLOPs as executed "
-    "and against seconds of training, and the in-context learning curve at the end. Bands: 95 %, documents and seeds.",
+    "and against seconds of training, and the in-context learning curve at the end, from a 256th of the context on. "
+    "Bands: 95 %, documents and seeds.",
     "through_training": "In-context learning curves of each arm at its branch ends: the later, the darker.",
     "differences": "Loss of each arm less the reference's by position, at the end, paired over documents and seeds: "
     "above zero the reference is better. Bands: 95 %.",
 }
 """Figures, by the stem of their file."""
+FIRST_SHARE = 256
+"""A curve at the end begins at this part of the context: before, losses fall by more than arms differ by later."""
 
 
 def plot_study(study: Study, folder: Path) -> dict[str, Path]:
@@ -67,14 +69,14 @@ def plot_end_points(study: Study) -> Figure:
                 value, low, high = (np.array(bound) for bound in zip(*points, strict=True))
                 _band(ax, x, Estimate(value, low, high), style)
             ax.set(xlabel=label, ylabel=f"best-context loss ({evidence.unit})")
-            log_axis(ax, base=10)
-            ax.xaxis.set_minor_formatter(LogFormatterSciNotation(minor_thresholds=(1.5, 0.5)))
+            spending_axis(ax)
         for arm, style in zip(arms, _styles(arms), strict=True):
             line = curve(arm.positions)
-            _band(row[2], line.center, line.estimate, style)
+            late = line.start >= arm.context // FIRST_SHARE
+            _band(row[2], line.center[late], Estimate(*(bound[late] for bound in line.estimate)), style)
         row[2].set(xlabel="position (tokens)", ylabel="held-out loss (nats/token)")
         log_axis(row[2])
-        row[0].set_title(panel_titles([arms[0].arm.task])[arms[0].arm.task])
+        row[0].set_title(f"{panel_titles([arms[0].arm.task])[arms[0].arm.task]} ({study.domain})")
         legend(row[0])
     return figure
 

@@ -8,9 +8,18 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter
 
-from icl_eval.drawing import arm_styles, fit_to_lines, legend, log_axis, new_figure, new_panels, save_figure
+from icl_eval.drawing import (
+    arm_styles,
+    fit_to_lines,
+    legend,
+    log_axis,
+    new_figure,
+    new_panels,
+    save_figure,
+    spending_axis,
+)
 from icl_eval.experiment import Arm
 from icl_eval.groups import Group, group_runs, loss_label, metric_of, panel_titles
 from icl_eval.measured import Documents, MeasuredArm
@@ -165,15 +174,8 @@ def plot_training(runs: Sequence[Run]) -> Figure:
             if not _is_recall(task):
                 fit_to_lines(ax)
             ax.set_xlabel(label)
-            log_axis(ax, base=10)
-            ax.xaxis.set_minor_formatter(NullFormatter())
+            spending_axis(ax)
         column[0].set_title(titles[task])
-        for ax in column:
-            if ax.get_xscale() == "log":
-                ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        if column[1].get_xscale() == "log":
-            column[1].xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,g}"))
-        column[0].xaxis.set_major_formatter(FuncFormatter(lambda x, _: re.sub(r"e\+0?", "e", f"{x:.3g}")))
         legend(column[0])
     return figure
 
