@@ -43,7 +43,7 @@ def define_operator(
     LIBRARY.impl(name, on_its_device, "CompositeExplicitAutograd")
     torch.library.register_fake(f"icl_eval::{name}", fake, lib=LIBRARY)
     operator = getattr(torch.ops.icl_eval, name)
-    directly = on_its_device
+    directly: Callable[..., Any] = on_its_device
     if setup_context is not None and differentiate is not None:
         torch.library.register_autograd(f"icl_eval::{name}", differentiate, setup_context=setup_context, lib=LIBRARY)
         directly = _differentiable(name, on_its_device, setup_context, differentiate)
