@@ -106,7 +106,10 @@ def _long_gain(evidence: Evidence) -> Gate:
     return long_gain(evidence, octave_of(2000, min(evidence.contexts())))
 
 
-_BEST = "best-context loss (cross-fitted: every held-out document is judged in the bin that the others choose)"
+_BEST = (
+    "best-context loss (cross-fitted: each half of the held-out documents is judged in the bin that the other half "
+    "chooses)"
+)
 _LONG = f"long gain: softmax's loss falls by at least {LONG_GAIN} nats per byte past position 2,048, interval above 0"
 
 CLAIMS: tuple[Claim, ...] = (

@@ -97,9 +97,11 @@ def best_context_loss(runs: Sequence[Positions], snapshot: int = -1, metric: Met
 
 
 def cross_fitted(sums: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Best-context losses by document, each judged in the bin that all other documents choose.
+    """Best-context losses by document, each half of the documents judged in the bin that the other half chooses.
 
-    A minimum over noisy bins would flatter; a bin chosen elsewhere does not.
+    A minimum over noisy bins would flatter; a bin chosen elsewhere does not. Halves, since among bins that are nearly
+    equal a document left out alone would choose, by its absence, those in which it is worst: as fair, but of 1.5 to 1.8
+    times the standard deviation in simulations of flat curves.
 
     Args:
         sums: ``[seeds, N, bins]``.
@@ -108,12 +110,17 @@ def cross_fitted(sums: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.n
     Returns:
         Losses ``[seeds, N]``, and which documents reach the bin chosen for them ``[N]``; the losses of others are 0.
     """
-    own = sums.mean(axis=0)
-    means = _divide(own.sum(axis=0) - own, counts.sum(axis=0) - counts)
-    best = np.where(can_be_best(counts) & np.isfinite(means), means, np.inf).argmin(axis=1)
-    judged = np.arange(len(counts)), best
-    reached = (counts[judged] > 0) & (len(counts) > 1)
-    return np.where(reached, sums[:, *judged] / np.where(reached, counts[judged], 1), 0), reached
+    losses, reached = np.zeros(sums.shape[:2]), np.zeros(len(counts), bool)
+    halves = slice(0, None, 2), slice(1, None, 2)
+    eligible = can_be_best(counts)
+    for judged, chosen_by in (halves, halves[::-1]):
+        means = _divide(sums[:, chosen_by].mean(axis=0).sum(axis=0), counts[chosen_by].sum(axis=0))
+        if not (eligible & np.isfinite(means)).any():
+            continue
+        best = int(np.where(eligible & np.isfinite(means), means, np.inf).argmin())
+        reached[judged] = counts[judged, best] > 0
+        losses[:, judged] = sums[:, judged, best] / np.where(reached[judged], counts[judged, best], 1)
+    return np.where(reached, losses, 0), reached
 
 
 def well_reached(*counts: np.ndarray) -> np.ndarray:
