@@ -24,9 +24,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import torch
 import triton
+from kernel_figures import draw
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import logsigmoid, scaled_dot_product_attention
@@ -36,9 +36,6 @@ from triton.testing import do_bench
 from icl_eval.kernels import default_chunk_size, power_attention, power_attention_flops, power_attention_step
 from icl_eval.kernels.power.backends import TOLERANCE, self_check
 from icl_eval.run import source_commit
-
-mpl.use("Agg")
-import matplotlib.pyplot as plt
 
 HEADS = 12
 QUANTILES = (0.5, 0.2, 0.8)
@@ -51,12 +48,6 @@ OPERATIONS = {
 }
 RETENTION_SHAPES = ((1, 65536, 64), (8, 4096, 64), (1, 65536, 32))
 """Batch, tokens and head_dim of the rows for the package ``retention``."""
-COLOURS = {
-    "softmax cuDNN": "#0072B2",
-    "softmax flash": "#56B4E9",
-    "power p=2": "#D55E00",
-    "power p=2, attention": "#E69F00",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -306,38 +297,6 @@ def ceilings() -> tuple[float, float]:
     return 2 * 8192**3 / matmul / 1e9, 2 * source.nbytes / copy * 1e3
 
 
-def plot_throughput(rows: list[Row], path: Path) -> None:
-    figure, axes = plt.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained")
-    for axis, head_dim in zip(axes, (32, 64), strict=True):
-        chosen = [r for r in rows if r.head_dim == head_dim and r.batch == 1 and r.mode == "forward + backward"]
-        for name in dict.fromkeys(r.provider for r in chosen):
-            points = sorted((r.tokens, r.tokens_per_s) for r in chosen if r.provider == name and r.tokens_per_s)
-            axis.plot(*zip(*points, strict=True), marker="o", label=name, color=COLOURS.get(name))
-        axis.set(xscale="log", yscale="log", xlabel="context (tokens)", title=f"head_dim {head_dim}")
-        axis.set_xscale("log", base=2)
-        axis.grid(alpha=0.3, which="both")
-    axes[0].set_ylabel("forward + backward (tokens/s)")
-    axes[0].legend()
-    figure.savefig(path, dpi=150)
-
-
-def plot_operations(rows: list[dict[str, float | str]], path: Path) -> None:
-    figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    for axis, head_dim in zip(axes, (32, 64), strict=True):
-        chosen = [r for r in rows if r["head_dim"] == head_dim]
-        chunks = sorted({int(r["chunk"]) for r in chosen})
-        base = [0.0] * len(chunks)
-        for operation, colour in zip(OPERATIONS, ("#009E73", "#CC79A7", "#D55E00", "#999999"), strict=True):
-            heights = [
-                next(float(r["ms"]) for r in chosen if r["chunk"] == c and r["operation"] == operation) for c in chunks
-            ]
-            axis.bar([str(c) for c in chunks], heights, bottom=base, label=operation, color=colour)
-            base = [b + h for b, h in zip(base, heights, strict=True)]
-        axis.set(xlabel="chunk size (tokens)", title=f"head_dim {head_dim}, 65,536 tokens", ylabel="forward (ms)")
-    axes[0].legend()
-    figure.savefig(path, dpi=150)
-
-
 def environment() -> dict[str, str]:
     return {
         "gpu": torch.cuda.get_device_name(),
@@ -385,8 +344,7 @@ def main() -> None:
     write_rows(rows, arguments.out / "power_attention.csv", details)
     summary = {"environment": details, "first_call": first, "decode": decoding, "forward_by_operation": by_operation}
     (arguments.out / "power_attention.json").write_text(json.dumps(summary, indent=1) + "\n")
-    plot_throughput(rows, arguments.out / "throughput.png")
-    plot_operations(by_operation, arguments.out / "operations.png")
+    draw(arguments.out)
     if importlib.util.find_spec("retention"):
         if arguments.retention_settings:
             trim_autotuning(arguments.retention_settings)

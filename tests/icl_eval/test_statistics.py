@@ -122,6 +122,21 @@ def test_best_context_loss_is_not_flattered_by_noise() -> None:
     assert np.mean(naive) < 1.8
 
 
+def test_halves_are_as_fair_as_leaving_one_document_out_and_less_noisy() -> None:
+    """On flat curves of heavy-tailed documents: what the documentation says of :func:`cross_fitted`."""
+    rng = np.random.default_rng(11)
+    halves, left_out = [], []
+    for _ in range(400):
+        offset = rng.normal(0.0, 0.4, (60, 1))
+        losses = 2.4 + offset + 0.35 * rng.standard_t(3, (60, 10))
+        rest = (losses.sum(axis=0) - losses).argmin(axis=1)
+        halves.append(best_context_loss([positions(losses)]).estimate.value - offset.mean())
+        left_out.append(losses[np.arange(60), rest].mean() - offset.mean())
+    assert np.mean(halves) == pytest.approx(2.4, abs=0.02)
+    assert np.mean(left_out) == pytest.approx(2.4, abs=0.03)
+    assert 1.4 < np.std(left_out) / np.std(halves) < 2.0
+
+
 def test_best_context_loss_finds_the_bin_and_passes_over_rare_ones() -> None:
     means = np.tile(np.array([3.0, 1.0, 2.0]), (10, 1))
     best = best_context_loss([positions(means)])

@@ -1,5 +1,6 @@
 """One optimiser step: the same whatever saves memory or time, and harmless where the gradient is not finite."""
 
+import copy
 import pickle
 from collections.abc import Iterator
 from dataclasses import replace
@@ -98,9 +99,17 @@ def test_pieces_of_a_loss_share_graphs_and_none_runs_without(
     graphs = eager_compiler.graphs
     layers = 2 * 2
     assert graphs - layers == 2 * 3, "whole pieces of 12 share one with and one without; the last of 8 and of 4 do not"
-    copied = pickle.loads(pickle.dumps(model.state_dict()))
-    assert copied.keys() == prepare(arm, 0, make_accelerator("cpu"))[0].state_dict().keys()
-    pickle.dumps(model)
+
+
+@pytest.mark.usefixtures("eager_compiler")
+def test_a_compiled_model_is_saved_and_copied_like_any_other() -> None:
+    arm = TINY.arms[0]
+    plain, _ = prepare(arm, 0, make_accelerator("cpu"))
+    model, _ = prepare(replace(arm, training=replace(arm.training, compile=True)), 0, make_accelerator("cpu"))
+    assert model.state_dict().keys() == plain.state_dict().keys()
+    assert pickle.dumps(model)
+    batch = arm.task.build(0).batch("train", 0, 2).read
+    assert torch.equal(copy.deepcopy(model)(*batch)[0], plain(*batch)[0])
 
 
 @pytest.mark.parametrize("compiled", [False, True])
