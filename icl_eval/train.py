@@ -22,7 +22,8 @@ from icl_eval.measure import measure
 from icl_eval.positions import append
 from icl_eval.run_folder import RunFolder, RunFolderError
 from icl_eval.schedule import Leg, learning_rate_at, make_plan
-from icl_eval.step import StepResult, prepare, train_step, warm_up
+from icl_eval.step import StepResult, prepare, rows_of, warm_up
+from icl_eval.step_graphs import StepGraphs
 from icl_eval.tasks import Batch, Source
 
 MIN_DOCUMENTS = 4
@@ -87,6 +88,7 @@ class _Trainer:
         self.eval_batch_size = experiment.eval_batch_size
         self.eval_sequences = heldout_sequences(experiment, source)
         self.model, self.optimizer = prepare(arm, seed, accelerator)
+        self.step = StepGraphs(self.model, self.optimizer, arm, accelerator)
         set_seed(seed, device_specific=True)
         self.progress = self._load()
         measured = self.plan.measured_before(self.progress.steps_spent)
@@ -111,8 +113,8 @@ class _Trainer:
         batch = self.source.batch("train", 0, training.batch_size)
         if self.progress.step < self.arm.start_steps and training.start_context is not None:
             pieces = batch.cut(training.start_context, training.start_batch_size)
-            warm_up(self.model, pieces, self.arm, self.accelerator)
-        warm_up(self.model, batch, self.arm, self.accelerator)
+            warm_up(self.model, rows_of(pieces, self.accelerator), self.arm, self.accelerator)
+        warm_up(self.model, rows_of(batch, self.accelerator), self.arm, self.accelerator)
 
     def _train_leg(self, leg: Leg) -> None:
         training, progress = self.arm.training, self.progress
@@ -123,11 +125,9 @@ class _Trainer:
         for batch, seconds_waited in prefetched(self.source, progress.step, leg.stop, training.batch_size):
             progress.seconds_waited += seconds_waited
             learning_rate = learning_rate_at(training, self.plan, leg, progress.step)
-            for group in self.optimizer.param_groups:
-                group["lr"] = learning_rate
             if progress.step < self.arm.start_steps and training.start_context is not None:
                 batch = batch.cut(training.start_context, training.start_batch_size)
-            results.append(train_step(self.model, self.optimizer, batch, self.arm, self.accelerator))
+            results.append(self.step(batch, learning_rate))
             progress.step += 1
             progress.steps_spent += 1
 
@@ -147,6 +147,7 @@ class _Trainer:
                 started = time.perf_counter()
         if leg.restores:
             fork = self._load(leg.spent_before)
+            self.step.forget()
             fork.steps_spent, fork.seconds_spent = progress.steps_spent, progress.seconds_spent
             fork.seconds_waited = progress.seconds_waited
             self.progress = fork
@@ -217,11 +218,11 @@ class _Trainer:
 
 def calibrate(arm: Arm, source: Source, accelerator: Accelerator) -> float:
     """Median seconds of a training step on this device, from :data:`CALIBRATION_STEPS` steps of a model thrown away."""
-    model, optimizer = prepare(arm, 0, accelerator)
+    step = StepGraphs(*prepare(arm, 0, accelerator), arm, accelerator)
     seconds = []
     start = time.perf_counter()
     for batch, _ in prefetched(source, 0, CALIBRATION_STEPS, arm.training.batch_size):
-        train_step(model, optimizer, batch, arm, accelerator).loss.item()
+        step(batch, arm.training.learning_rate).loss.item()
         now = time.perf_counter()
         seconds.append(now - start)
         start = now

@@ -182,7 +182,7 @@ class LanguageModel(nn.Module):
             hidden.flatten(0, 1).split(NLL_CHUNK_TOKENS), targets.flatten().split(NLL_CHUNK_TOKENS), strict=True
         )
         parts = [
-            checkpoint(self.chunk_nll, h, self.head.weight, t, use_reentrant=False)
+            checkpoint(self.chunk_nll, h, self.head.weight, t, use_reentrant=False, preserve_rng_state=False)
             if torch.is_grad_enabled() and targets.numel() > NLL_CHUNK_TOKENS
             else self.chunk_nll(h, self.head.weight, t)
             for h, t in chunks

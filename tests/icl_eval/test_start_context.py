@@ -14,7 +14,7 @@ from icl_eval.models import Softmax
 from icl_eval.presets import load_preset
 from icl_eval.run import make_accelerator, run_experiment
 from icl_eval.schedule import make_plan, snapshot_steps
-from icl_eval.step import StepResult, prepare, train_step
+from icl_eval.step import StepResult, prepare, rows_of, train_step
 from icl_eval.tasks import Regression
 
 TINY = load_preset(str(Path(__file__).parent / "tiny.py"))
@@ -51,7 +51,7 @@ def test_a_step_on_pieces_is_one_on_sequences_of_their_length(micro_batch_size: 
         alone = [
             model(tokens[None], targets[None])[0] for tokens, targets in zip(batch.tokens, batch.targets, strict=True)
         ]
-    loss = train_step(model, optimizer, batch, arm, accelerator).loss
+    loss = train_step(model, optimizer, rows_of(batch, accelerator), arm, accelerator).loss
     assert loss.item() == pytest.approx(torch.cat(alone)[batch.scored].mean().item(), rel=1e-5)
 
 
@@ -175,13 +175,13 @@ def test_points_of_a_cosine_are_spaced_in_flops() -> None:
 def test_every_length_is_met_before_time_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever compiles or checks itself at its first meeting with a shape does so before the first step."""
     met: list[int | str] = []
-    monkeypatch.setattr("icl_eval.train.warm_up", lambda model, batch, *rest: met.append(batch.tokens.shape[1]))
+    monkeypatch.setattr("icl_eval.train.warm_up", lambda model, rows, *rest: met.append(rows.scored.shape[1]))
 
     def step(*arguments: Any) -> StepResult:
         met.append("step")
         return train_step(*arguments)
 
-    monkeypatch.setattr("icl_eval.train.train_step", step)
+    monkeypatch.setattr("icl_eval.step_graphs.train_step", step)
     run_experiment(replace(TINY, arms=(short_start(start_tokens=1),)), tmp_path, device="cpu")
     assert met[:3] == [START["start_context"], TEXT.task.seq_len, "step"]
     assert set(met[3:]) == {"step"}

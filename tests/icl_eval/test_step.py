@@ -13,7 +13,7 @@ import torch
 from icl_eval import Arm
 from icl_eval.presets import load_preset
 from icl_eval.run import make_accelerator
-from icl_eval.step import prepare, train_step, warm_up
+from icl_eval.step import prepare, rows_of, train_step, warm_up
 
 TINY = load_preset(str(Path(__file__).parent / "tiny.py"))
 
@@ -24,7 +24,8 @@ def trained(arm: Arm, steps: int = 3) -> tuple[list[float], dict[str, torch.Tens
     model, optimizer = prepare(arm, 0, accelerator)
     source = arm.task.build(0)
     batches = (source.batch("train", index, arm.training.batch_size) for index in range(steps))
-    losses = [train_step(model, optimizer, batch, arm, accelerator).loss.item() for batch in batches]
+    rows = (rows_of(batch, accelerator) for batch in batches)
+    losses = [train_step(model, optimizer, each, arm, accelerator).loss.item() for each in rows]
     return losses, model.state_dict()
 
 
@@ -121,7 +122,7 @@ def test_warming_up_changes_nothing(compiled: bool, eager_compiler: SimpleNamesp
     before, random = {name: value.clone() for name, value in model.state_dict().items()}, torch.get_rng_state()
     graphs_before: list[int] = []
     model.register_forward_pre_hook(lambda *_: graphs_before.append(eager_compiler.graphs))
-    warm_up(model, arm.task.build(0).batch("train", 0, 4), arm, accelerator)
+    warm_up(model, rows_of(arm.task.build(0).batch("train", 0, 4), accelerator), arm, accelerator)
     assert graphs_before == ([0, 0] if compiled else [0])
     assert eager_compiler.graphs == 2 * compiled
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
@@ -133,12 +134,12 @@ def test_warming_up_changes_nothing(compiled: bool, eager_compiler: SimpleNamesp
 def test_a_gradient_that_is_not_finite_changes_nothing_but_the_count() -> None:
     arm, accelerator = TINY.arms[0], make_accelerator("cpu")
     model, optimizer = prepare(arm, 0, accelerator)
-    batch = arm.task.build(0).batch("train", 0, 4)
-    assert train_step(model, optimizer, batch, arm, accelerator).skipped == 0
+    rows = rows_of(arm.task.build(0).batch("train", 0, 4), accelerator)
+    assert train_step(model, optimizer, rows, arm, accelerator).skipped == 0
     before = {name: value.clone() for name, value in model.state_dict().items()}
     moments = [{k: v.clone() for k, v in slots.items()} for slots in optimizer.state_dict()["state"].values()]
     hook = next(model.parameters()).register_hook(lambda gradient: gradient * float("inf"))
-    result = train_step(model, optimizer, batch, arm, accelerator)
+    result = train_step(model, optimizer, rows, arm, accelerator)
     assert result.loss.isfinite()
     assert result.skipped == 1
     for name, value in model.state_dict().items():
@@ -146,5 +147,5 @@ def test_a_gradient_that_is_not_finite_changes_nothing_but_the_count() -> None:
     for slots, old in zip(optimizer.state_dict()["state"].values(), moments, strict=True):
         assert all(torch.equal(slots[k], old[k]) for k in slots)
     hook.remove()
-    assert train_step(model, optimizer, batch, arm, accelerator).skipped == 0
+    assert train_step(model, optimizer, rows, arm, accelerator).skipped == 0
     assert not torch.equal(next(iter(model.state_dict().values())), next(iter(before.values())))

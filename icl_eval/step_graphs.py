@@ -1,0 +1,96 @@
+"""Training steps as CUDA graphs: the host starts the hundreds of kernels of a step at once, not one by one."""
+
+import warnings
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
+from torch import Tensor, nn
+
+from icl_eval.experiment import Arm
+from icl_eval.step import Rows, StepResult, rows_of, train_step
+from icl_eval.tasks import Batch
+
+
+class Recorded(NamedTuple):
+    """A recorded step.
+
+    Attributes:
+        replay: takes it.
+        rows: the tensors that it reads.
+        result: the tensors that it writes.
+    """
+
+    replay: Callable[[], None]
+    rows: Rows
+    result: StepResult
+
+
+class StepGraphs:
+    """Optimiser steps of a run. Those of a compiled model on one GPU are recorded, one graph for every shape of a
+    batch, and replayed: the same kernels on the same tensors, so the numbers are those of steps taken one by one.
+
+    The first step of a shape is taken as it is, so that what is made once is made outside the graph. A model whose
+    steps cannot be recorded (one that waits for the device, say) is named in a warning and trained without.
+    """
+
+    def __init__(self, model: nn.Module, optimizer: AcceleratedOptimizer, arm: Arm, accelerator: Accelerator):
+        self.model, self.optimizer, self.arm, self.accelerator = model, optimizer, arm, accelerator
+        self.recording = recordable(arm, accelerator)
+        self.learning_rate = torch.zeros((), device=accelerator.device)
+        self.forget()
+
+    def forget(self) -> None:
+        """Record anew: the optimiser's moments have been replaced."""
+        self.recorded: dict[torch.Size, Recorded] = {}
+        self.met: set[torch.Size] = set()
+
+    def __call__(self, batch: Batch, learning_rate: float) -> StepResult:
+        """Train on a global batch."""
+        rows, shape = rows_of(batch, self.accelerator), batch.tokens.shape
+        if self.recording and shape in self.met and shape not in self.recorded:
+            self._record(shape, rows)
+        self.met.add(shape)
+        if shape not in self.recorded:
+            return self._step(rows, learning_rate)
+        replay, kept, result = self.recorded[shape]
+        for old, new in zip(kept.tensors, rows.tensors, strict=True):
+            old.copy_(new)
+        self.learning_rate.fill_(learning_rate)
+        replay()
+        return StepResult(*(x.clone() for x in result))
+
+    def _step(self, rows: Rows, learning_rate: float | Tensor) -> StepResult:
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        return train_step(self.model, self.optimizer, rows, self.arm, self.accelerator)
+
+    def _record(self, shape: torch.Size, rows: Rows) -> None:
+        try:
+            replay, result = record(lambda: self._step(rows, self.learning_rate))
+        except RuntimeError as error:
+            self.recording = False
+            self.optimizer.zero_grad(set_to_none=True)
+            reason = str(error).partition("\n")[0]
+            warnings.warn(f"steps of arm {self.arm.name!r} cannot be recorded as a CUDA graph: {reason}", stacklevel=3)
+        else:
+            self.recorded[shape] = Recorded(replay, rows, result)
+
+
+def recordable(arm: Arm, accelerator: Accelerator) -> bool:
+    """Whether an arm's steps are to be recorded at all."""
+    return arm.training.compile and accelerator.num_processes == 1 and accelerator.device.type == "cuda"
+
+
+def record(step: Callable[[], StepResult]) -> tuple[Callable[[], None], StepResult]:
+    """A CUDA graph's replay of ``step``, and the tensors that it writes.
+
+    Raises:
+        RuntimeError: the step waits for the device, or does something else that a graph cannot hold.
+    """
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        result = step()
+    return graph.replay, result

@@ -1,0 +1,181 @@
+"""Steps that are recorded once and replayed: the numbers of steps taken one by one, whatever changes between them."""
+
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+
+from icl_eval import Arm
+from icl_eval.models import MixerConfig, Power, Window
+from icl_eval.presets import load_preset
+from icl_eval.run import make_accelerator, run_experiment
+from icl_eval.run_folder import load_runs
+from icl_eval.step import StepResult, prepare
+from icl_eval.step_graphs import StepGraphs
+from icl_eval.tasks import MQAR, Batch
+
+TINY = load_preset(str(Path(__file__).parent / "tiny.py"))
+BRANCHED = replace(
+    TINY,
+    arms=tuple(
+        replace(arm, training=replace(arm.training, schedule="branched", branches=(0.5, 1.0))) for arm in TINY.arms[:1]
+    ),
+)
+RATES = (1e-2, 2e-2, 3e-2, 1e-2, 2e-2, 5e-3)
+
+
+def batches(arm: Arm) -> list[Batch]:
+    """Sequences and pieces of them, in turns."""
+    source = arm.task.build(0)
+    whole = [source.batch("train", index, 4) for index in range(len(RATES))]
+    return [batch if index % 2 else batch.cut(arm.task.seq_len // 2) for index, batch in enumerate(whole)]
+
+
+def steps(arm: Arm, accelerator: Accelerator) -> StepGraphs:
+    model, optimizer = prepare(arm, 0, accelerator)
+    return StepGraphs(model, optimizer, arm, accelerator)
+
+
+def trained(step: StepGraphs, arm: Arm) -> list[StepResult]:
+    return [step(batch, rate) for batch, rate in zip(batches(arm), RATES, strict=True)]
+
+
+@pytest.fixture
+def recorder(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Records on a CPU: what is replayed is run again, on the tensors of the record. Grows with every record."""
+    records: list[int] = []
+
+    def record(step: Callable[[], StepResult]) -> tuple[Callable[[], None], StepResult]:
+        records.append(len(records))
+        result = StepResult(*(torch.zeros(()) for _ in StepResult._fields))
+
+        def replay() -> None:
+            for old, new in zip(result, step(), strict=True):
+                old.copy_(new)
+
+        return replay, result
+
+    monkeypatch.setattr("icl_eval.step_graphs.record", record)
+    return records
+
+
+def assert_alike(step: StepGraphs, plain: StepGraphs, arm: Arm) -> None:
+    """Rates are rounded to float32 where they are read from the device."""
+    for result, expected in zip(trained(step, arm), trained(plain, arm), strict=True):
+        assert [x.item() for x in result] == pytest.approx([x.item() for x in expected], rel=1e-4)
+    for (name, value), same in zip(step.model.state_dict().items(), plain.model.state_dict().values(), strict=True):
+        torch.testing.assert_close(value, same, rtol=1e-3, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("micro_batch_size", [None, 3])
+def test_replays_read_each_batch_and_rate(micro_batch_size: int | None, recorder: list[int]) -> None:
+    arm = replace(TINY.arms[-1], training=replace(TINY.arms[-1].training, micro_batch_size=micro_batch_size))
+    step, plain = (steps(arm, make_accelerator("cpu")) for _ in range(2))
+    assert not step.recording
+    step.recording = True
+    assert_alike(step, plain, arm)
+    assert len(recorder) == 2, "one record for every shape"
+    step.forget()
+    trained(step, arm)
+    assert len(recorder) == 4
+
+
+def test_a_run_records_anew_when_it_returns_from_a_branch(
+    recorder: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was recorded would go on to change the optimiser's moments of the branch."""
+    ends = []
+    for recording in (False, True):
+        if recording:
+            monkeypatch.setattr("icl_eval.step_graphs.recordable", lambda *_: True)
+        (run,) = load_runs(run_experiment(BRANCHED, tmp_path / str(recording), device="cpu"))
+        ends.append(run.metrics[["step", "loss", "gradient_norm"]].to_numpy())
+    np.testing.assert_allclose(ends[1], ends[0], rtol=1e-4)
+    assert len(recorder) == len(BRANCHED.arms[0].training.branches)
+
+
+def test_a_step_that_cannot_be_recorded_is_taken_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    def record(step: Callable[[], StepResult]) -> None:
+        raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+    monkeypatch.setattr("icl_eval.step_graphs.record", record)
+    arm = TINY.arms[0]
+    step, plain = (steps(arm, make_accelerator("cpu")) for _ in range(2))
+    step.recording = True
+    with pytest.warns(UserWarning, match="cannot be recorded as a CUDA graph: operation not permitted when stream is"):
+        assert_alike(step, plain, arm)
+    assert not step.recording
+
+
+def long(mixer: MixerConfig) -> Arm:
+    """An arm of sequences that are long enough for the kernels that keep a state."""
+    task = MQAR(seq_len=4096, vocab_size=32, num_pairs=4)
+    return replace(
+        TINY.arms[0],
+        name=f"{mixer.name}-{mixer.head_dim}",
+        task=task,
+        model=replace(TINY.arms[0].model, mixers=(mixer,)),
+    )
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    "arm",
+    [
+        *TINY.arms,
+        *map(long, (Power(width=128, num_heads=2), Power(width=64, num_heads=2), Window(width=128, window=64))),
+    ],
+    ids=lambda arm: arm.name,
+)
+@pytest.mark.parametrize("options", [{}, {"micro_batch_size": 3}, {"activation_checkpointing": True}], ids=str)
+def test_gpu_replays_give_the_numbers_of_steps_taken_one_by_one(arm: Arm, options: dict) -> None:
+    arm = replace(arm, training=replace(arm.training, compile=True, **options))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        step, plain = (steps(arm, make_accelerator("cuda")) for _ in range(2))
+        assert step.recording
+        plain.recording = False
+        assert_alike(step, plain, arm)
+    assert len(step.recorded) == 2
+
+
+@pytest.mark.gpu
+def test_gpu_a_gradient_that_is_not_finite_changes_nothing_in_a_replay() -> None:
+    arm = replace(TINY.arms[0], training=replace(TINY.arms[0].training, compile=True))
+    step = steps(arm, make_accelerator("cuda"))
+    batch = batches(arm)[1]
+    factor = torch.ones((), device="cuda")
+    next(step.model.parameters()).register_hook(lambda gradient: gradient * factor)
+    assert [step(batch, 1e-2).skipped.item() for _ in range(3)] == [0, 0, 0]
+    assert len(step.recorded) == 1
+    before = {name: value.clone() for name, value in step.model.state_dict().items()}
+    factor.fill_(float("inf"))
+    assert step(batch, 1e-2).skipped == 1
+    assert all(torch.equal(value, before[name]) for name, value in step.model.state_dict().items())
+    factor.fill_(1.0)
+    assert step(batch, 1e-2).skipped == 0
+
+
+@pytest.mark.gpu
+def test_gpu_a_model_that_waits_for_the_device_is_trained_all_the_same() -> None:
+    arm = replace(TINY.arms[0], training=replace(TINY.arms[0].training, compile=True))
+    step, plain = (steps(arm, make_accelerator("cuda")) for _ in range(2))
+    plain.recording = False
+    step.model.model.embedding.register_forward_hook(lambda module, arguments, output: output.sum().item() and None)
+    with pytest.warns(UserWarning, match="cannot be recorded as a CUDA graph"):
+        assert_alike(step, plain, arm)
+
+
+@pytest.mark.gpu
+def test_gpu_a_run_with_branches_resumes_and_measures_between_replays(tmp_path: Path) -> None:
+    ends = []
+    for compiled in (False, True):
+        arms = tuple(replace(arm, training=replace(arm.training, compile=compiled)) for arm in BRANCHED.arms)
+        (run,) = load_runs(run_experiment(replace(BRANCHED, arms=arms), tmp_path / str(compiled), device="cuda"))
+        ends.append(run.metrics["loss"].to_numpy())
+    np.testing.assert_allclose(ends[1], ends[0], rtol=5e-3)
