@@ -54,7 +54,6 @@ def text_arm(
     start_context: int | None = None,
     start_tokens: int = 0,
     start_batch_size: int | None = None,
-    short: bool = False,
     rolled_windows: int | None = None,
 ) -> Arm:
     """An arm on source code, which ``--text`` swaps for other documents.
@@ -74,7 +73,6 @@ def text_arm(
         start_context, start_tokens, start_batch_size: of the first tokens of training, as in
             :class:`icl_eval.Training`.
         rolled_windows: of each held-out document, as in :class:`icl_eval.tasks.TextTask`.
-        short: at the h200 scale runs are too short to pay for the half minute that compiling the layers takes.
     """
     mixers = mixer if isinstance(mixer, tuple) else (mixer,)
     task = SourceCode(seq_len=context, rolled_windows=rolled_windows)
@@ -91,7 +89,7 @@ def text_arm(
         start_context=start_context,
         start_tokens=start_tokens,
         start_batch_size=start_batch_size,
-        compile=scale == "paper" or (scale == "h200" and not short),
+        compile=scale != "smoke",
     )
     return Arm(name=name, task=task, model=model, training=training, budget=budget)
 

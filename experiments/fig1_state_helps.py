@@ -20,7 +20,6 @@ def experiment(scale: str = "smoke") -> Experiment:
     arm = partial(
         text_arm,
         scale=scale,
-        short=True,
         size=size,
         tokens_per_step=tokens_per_step,
         budget=Budget(tokens=tokens),

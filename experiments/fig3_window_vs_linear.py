@@ -14,9 +14,7 @@ def experiment(scale: str = "smoke") -> Experiment:
         "h200": (NARROW, (1024, 8192), 32_768, 1.2e15),
         "paper": (SMALL, (1024, 8192), 32_768, 2e18),
     }[check_scale(scale)]
-    arm = partial(
-        text_arm, scale=scale, short=True, size=size, tokens_per_step=tokens_per_step, budget=Budget(flops=flops)
-    )
+    arm = partial(text_arm, scale=scale, size=size, tokens_per_step=tokens_per_step, budget=Budget(flops=flops))
     return Experiment(
         name=f"fig3_window_vs_linear-{scale}",
         question="Of two states of equal size, does the recurrent one beat the window?",
@@ -27,5 +25,5 @@ def experiment(scale: str = "smoke") -> Experiment:
             for mixer in (Window(window=equal_state_window(size)), Linear())
         ),
         eval_sequences=64 if scale == "smoke" else 2048,
-        eval_batch_size=16 if scale == "smoke" else 8,
+        eval_batch_size=16 if scale == "smoke" else 32,
     )

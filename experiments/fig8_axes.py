@@ -27,7 +27,6 @@ def experiment(scale: str = "smoke") -> Experiment:
                 name,
                 Power(),
                 scale=scale,
-                short=True,
                 size=size,
                 context=length,
                 tokens_per_step=length * batch,
