@@ -199,7 +199,8 @@ class Run:
 
         Needs the user's own classes to be defined if it uses any.
         """
-        import icl_eval.measured  # noqa: F401 (defines the classes)
+        import icl_eval.experiment
+        import icl_eval.measured  # noqa: F401 (these define the classes)
 
         try:
             return config_from_dict(self.config["arm"])

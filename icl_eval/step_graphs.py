@@ -1,7 +1,8 @@
 """Training steps as CUDA graphs: the host starts the hundreds of kernels of a step at once, not one by one."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -32,8 +33,9 @@ class StepGraphs:
     """Optimiser steps of a run. Those of a compiled model on one GPU are recorded, one graph for every shape of a
     batch, and replayed: the same kernels on the same tensors, so the numbers are those of steps taken one by one.
 
-    The first step of a shape is taken as it is, so that what is made once is made outside the graph. A model whose
-    steps cannot be recorded (one that waits for the device, say) is named in a warning and trained without.
+    The first step of a shape is taken as it is, so that what is made once is made outside the graph, and shows whether
+    anything waits for the device, which a graph cannot. A model whose steps cannot be recorded is named in a warning
+    and trained without.
     """
 
     def __init__(self, model: nn.Module, optimizer: AcceleratedOptimizer, arm: Arm, accelerator: Accelerator):
@@ -44,21 +46,33 @@ class StepGraphs:
 
     def forget(self) -> None:
         """Record anew: the optimiser's moments have been replaced."""
-        self.recorded: dict[torch.Size, Recorded] = {}
         self.met: set[torch.Size] = set()
+        self.recorded: dict[torch.Size, Recorded] = {}
 
     def __call__(self, batch: Batch, learning_rate: float) -> StepResult:
         """Train on a global batch."""
         rows, shape = rows_of(batch, self.accelerator), batch.tokens.shape
-        if self.recording and shape in self.met and shape not in self.recorded:
-            self._record(shape, rows)
-        self.met.add(shape)
-        if shape not in self.recorded:
+        if not self.recording:
+            return self._step(rows, learning_rate)
+        self.learning_rate.fill_(learning_rate)
+        try:
+            if shape not in self.met:
+                with no_waiting():
+                    result = self._step(rows, self.learning_rate)
+                self.met.add(shape)
+                return result
+            if shape not in self.recorded:
+                replay, result = record(lambda: self._step(rows, self.learning_rate))
+                self.recorded[shape] = Recorded(replay, rows, result)
+        except RuntimeError as error:
+            self.recording = False
+            self.optimizer.zero_grad(set_to_none=True)
+            reason = str(error).partition("\n")[0]
+            warnings.warn(f"steps of arm {self.arm.name!r} cannot be recorded as a CUDA graph: {reason}", stacklevel=2)
             return self._step(rows, learning_rate)
         replay, kept, result = self.recorded[shape]
         for old, new in zip(kept.tensors, rows.tensors, strict=True):
             old.copy_(new)
-        self.learning_rate.fill_(learning_rate)
         replay()
         return StepResult(*(x.clone() for x in result))
 
@@ -67,28 +81,34 @@ class StepGraphs:
             group["lr"] = learning_rate
         return train_step(self.model, self.optimizer, rows, self.arm, self.accelerator)
 
-    def _record(self, shape: torch.Size, rows: Rows) -> None:
-        try:
-            replay, result = record(lambda: self._step(rows, self.learning_rate))
-        except RuntimeError as error:
-            self.recording = False
-            self.optimizer.zero_grad(set_to_none=True)
-            reason = str(error).partition("\n")[0]
-            warnings.warn(f"steps of arm {self.arm.name!r} cannot be recorded as a CUDA graph: {reason}", stacklevel=3)
-        else:
-            self.recorded[shape] = Recorded(replay, rows, result)
-
 
 def recordable(arm: Arm, accelerator: Accelerator) -> bool:
-    """Whether an arm's steps are to be recorded at all."""
-    return arm.training.compile and accelerator.num_processes == 1 and accelerator.device.type == "cuda"
+    """Whether an arm's steps are to be recorded. Where layers are recomputed they cannot be: torch then reads the state
+    of its random generator."""
+    training = arm.training
+    return (
+        training.compile
+        and not training.activation_checkpointing
+        and accelerator.num_processes == 1
+        and accelerator.device.type == "cuda"
+    )
+
+
+@contextmanager
+def no_waiting() -> Iterator[None]:
+    """Raises a RuntimeError where the host would wait for the device."""
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 def record(step: Callable[[], StepResult]) -> tuple[Callable[[], None], StepResult]:
-    """A CUDA graph's replay of ``step``, and the tensors that it writes.
+    """A CUDA graph's replay of ``step``, which is not taken, and the tensors that it writes.
 
     Raises:
-        RuntimeError: the step waits for the device, or does something else that a graph cannot hold.
+        RuntimeError: the step does something that a graph cannot hold.
     """
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, capture_error_mode="thread_local"):

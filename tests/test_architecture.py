@@ -90,3 +90,11 @@ def test_commands_are_loaded_without_what_is_slow_to_load(commands: tuple[str, .
     code = f"import sys, {', '.join(modules)}; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not slow & set(loaded)
+
+
+def test_runs_are_understood_by_whoever_imports_what_loads_them() -> None:
+    code = (
+        "from icl_eval import load_runs; print(*sorted(run.arm.name for run in load_runs('results/fig4_icl_curves')))"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    assert set(told.split()) == {"window", "linear"}
