@@ -5,8 +5,8 @@
 ``power_attention.py`` calls it at its end.
 """
 
+import argparse
 import json
-import sys
 from pathlib import Path
 
 import matplotlib as mpl
@@ -21,6 +21,7 @@ COLOURS = {
     "softmax flash": "#56B4E9",
     "power p=2": "#D55E00",
     "power p=2, attention": "#E69F00",
+    "retention": "#009E73",
 }
 OPERATION_COLOURS = ("#009E73", "#CC79A7", "#D55E00", "#999999")
 
@@ -61,4 +62,6 @@ def plot_operations(rows: pd.DataFrame, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    draw(Path(sys.argv[1]))
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("results", type=Path, help="folder of power_attention.csv and power_attention.json")
+    draw(parser.parse_args().results)

@@ -1,6 +1,6 @@
 """Seconds of a preset's training steps on one GPU: recorded as CUDA graphs, and taken one by one.
 
-    python benchmarks/steps.py fig7_balanced_icl:power fig9_long_context:linear --out results/steps
+    python benchmarks/steps.py fig7_balanced_icl:power fig9_long_context:linear --out results/training
 
 Each arm is timed as the trainer would step it, on random tokens that are made beforehand, at its whole sequences and at
 the pieces that it starts on, if any. Writes ``steps.csv`` (mean seconds of a step over ``--steps`` in a row, whose end
