@@ -1,7 +1,7 @@
 """The house's style of figures: sizes, colours, axes, legends, and how they are written."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from zlib import crc32
 
@@ -14,7 +14,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from icl_eval.groups import Group
 from icl_eval.models import ModelConfig
-from icl_eval.run_folder import RunFolderError
+from icl_eval.run_folder import Run, RunFolderError
 
 # Okabe and Ito's palette, told apart with any colour vision; a mixer keeps its colour in every figure.
 _COLORS = {"softmax": "#0072B2", "power": "#D55E00", "window": "#009E73", "linear": "#CC79A7"}
@@ -113,3 +113,9 @@ def legend(ax: Axes) -> None:
         ax.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))
     else:
         ax.legend(frameon=False, fontsize=9)
+
+
+def seconds_label(runs: Iterable[Run]) -> str:
+    """Label of an axis of seconds of training, which says so if runs shared their device."""
+    most = max(run.runs_per_device for run in runs)
+    return "training time (s)" if most == 1 else f"training time (s), up to {most} runs sharing a device"

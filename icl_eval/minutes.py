@@ -7,8 +7,8 @@ from icl_eval.schedule import make_plan
 WEIGHT_RATE, FULL_WIDTH = 3.4e14, 768
 STATE_RATES, FULL_HEAD = {"softmax": 3.8e14, "power": 2.4e14, "linear": 3.5e13, "window": 2.3e14}, 64
 ASSUMPTION = (
-    f"one H200 to itself, steps compiled and recorded; {WEIGHT_RATE / 1e12:.0f} TFLOP/s on weights at width {FULL_WIDTH}; "
-    "on states "
+    f"one H200 to itself, steps compiled and recorded; {WEIGHT_RATE / 1e12:.0f} TFLOP/s on weights at width "
+    f"{FULL_WIDTH}; on states "
     + ", ".join(f"{name} {rate / 1e12:.0f}" for name, rate in STATE_RATES.items())
     + f" at heads of {FULL_HEAD}; in proportion less below (results/training); measuring not counted"
 )

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from icl_eval.drawing import arm_styles, legend, log_axis, new_figure, spending_axis
+from icl_eval.drawing import arm_styles, legend, log_axis, new_figure, seconds_label, spending_axis
 from icl_eval.evidence import ArmRuns, Evidence, MissingEvidenceError, Spent
 from icl_eval.gates import DECIDING_SCALES
 from icl_eval.groups import group_runs, panel_titles
@@ -61,7 +61,8 @@ def plot_end_points(study: Study) -> Figure:
     figure, axes = new_figure(rows=len(rows), columns=3)
     for row, arms in zip(axes, rows, strict=True):
         evidence = Evidence(arms)
-        spends: tuple[tuple[Spent, str], ...] = (("flops", "training FLOPs (executed)"), ("seconds", "training (s)"))
+        seconds = seconds_label(run for arm in arms for run in arm.runs)
+        spends: tuple[tuple[Spent, str], ...] = (("flops", "training FLOPs (executed)"), ("seconds", seconds))
         for ax, (unit, label) in zip(row, spends, strict=False):
             for arm, style in zip(arms, _styles(arms), strict=True):
                 points = [estimate(evidence.best(arm, end)) for end in arm.ends]

@@ -18,6 +18,7 @@ from icl_eval.drawing import (
     new_figure,
     new_panels,
     save_figure,
+    seconds_label,
     spending_axis,
 )
 from icl_eval.experiment import Arm
@@ -161,7 +162,7 @@ def plot_training(runs: Sequence[Run]) -> Figure:
     figure, axes = new_figure(rows=2, columns=len(tasks))
     for column, (task, groups) in zip(axes.T, tasks.items(), strict=True):
         for ax, (spent, label) in zip(
-            column, (("flops", "training FLOPs"), ("seconds", "training time (s)")), strict=True
+            column, (("flops", "training FLOPs"), ("seconds", seconds_label(runs))), strict=True
         ):
             for group, style in zip(groups, arm_styles(groups), strict=True):
                 positions = group.positions

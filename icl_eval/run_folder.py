@@ -189,6 +189,11 @@ class Run:
         return self.config["seed"]
 
     @property
+    def runs_per_device(self) -> int:
+        """Runs that shared the device at a time, this one included."""
+        return self.env.get("runs_per_device", 1)
+
+    @property
     def diverged(self) -> bool:
         """Whether the loss became NaN or infinite."""
         return self.status["status"] == "nan"

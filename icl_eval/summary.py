@@ -11,7 +11,7 @@ from icl_eval.plots import plot_all
 from icl_eval.printing import print_table
 from icl_eval.run_folder import Run
 from icl_eval.studies import studies
-from icl_eval.tables import bits_per_byte, in_context_learning, loss_units, results_table, waiting
+from icl_eval.tables import bits_per_byte, in_context_learning, loss_units, results_table, sharing, waiting
 
 
 def summarise(runs: Sequence[Run], out: Path, console: Console) -> None:
@@ -30,7 +30,7 @@ def summarise(runs: Sequence[Run], out: Path, console: Console) -> None:
         console.print(
             f"Losses per scored token, in {loss_units(trained)}; 95 % intervals by bootstrap {spread}, widened for few."
         )
-        for sentence in (*waiting(trained), *in_context_learning(trained), *bits_per_byte(trained)):
+        for sentence in (*sharing(trained), *waiting(trained), *in_context_learning(trained), *bits_per_byte(trained)):
             console.print(sentence, highlight=False)
     for table in measured_tables(measured):
         print_table(console, table)

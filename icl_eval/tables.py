@@ -122,6 +122,12 @@ def waiting(runs: Sequence[Run]) -> list[str]:
     return [f"Waiting for data took at most {share:.1%} of a run's training time ({run.name}, seed {run.seed})."]
 
 
+def sharing(runs: Sequence[Run]) -> list[str]:
+    """A sentence, if runs shared their device: their seconds are not those that they would take alone."""
+    most = max(run.runs_per_device for run in runs)
+    return [f"Up to {most} runs shared a device: seconds of arms are not comparable."] if most > 1 else []
+
+
 def in_context_learning(runs: Sequence[Run]) -> list[str]:
     """A sentence a text task: what context is worth to the arm that uses it best, and whether that decides anything.
 

@@ -17,6 +17,7 @@ from icl_eval.plots import plot_loss_by_position, plot_score_by_state, plot_trai
 from icl_eval.run import run_experiment
 from icl_eval.run_folder import Run, RunFolder
 from icl_eval.statistics import overall
+from icl_eval.tables import sharing
 from icl_eval.tasks import MQAR, Markov, RegBench, Regression, Task
 
 TASKS: dict[str, Task] = {
@@ -135,6 +136,17 @@ def test_training_shows_the_score_of_the_frontier(runs: list[Run]) -> None:
         np.testing.assert_allclose(line.get_ydata(), [overall([positions], "accuracy").value])
     assert [line.get_label() for line in columns["markov"][0].lines][-1] == "best possible"
     plt.close(figure)
+
+
+def test_seconds_of_runs_that_shared_a_device_are_told_apart(runs: list[Run]) -> None:
+    alone = [run for run in runs if run.name.startswith("markov")]
+    shared = [replace(run, env=run.env | {"runs_per_device": 3}) for run in alone[:1]]
+    for some, label in ((alone, "training time (s)"), (shared, "training time (s), up to 3 runs sharing a device")):
+        figure = plot_training(some)
+        assert figure.axes[1].get_xlabel() == label
+        plt.close(figure)
+    assert sharing(alone) == []
+    assert sharing([*alone, *shared]) == ["Up to 3 runs shared a device: seconds of arms are not comparable."]
 
 
 def test_a_wide_band_leaves_the_panel_to_the_lines(runs: list[Run], tmp_path: Path) -> None:
