@@ -96,6 +96,7 @@ def _arms(sizes: Sizes) -> list[Arm]:
                 final_learning_rate=sizes.learning_rate / 10,
                 warmup_tokens=100 * sizes.batch_size * task.seq_len,
                 betas=(0.9, 0.95),
+                compile=sizes.compile,
             ),
             budget=Budget(flops=sizes.flops),
         )
