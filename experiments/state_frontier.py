@@ -69,7 +69,7 @@ def experiment(scale: str = "smoke") -> Experiment:
     return Experiment(
         name=f"state_frontier-{scale}",
         question="At equal training FLOPs, how do recall, counting and long text rise with the bytes of the state?",
-        arms=tuple(arm for each in sizes for arm in _arms(each)),
+        arms=tuple(arm for each in sizes for arm in _arms(each, compiled=scale != "smoke")),
         seeds=(0,) if scale == "smoke" else (0, 1, 2),
         eval_sequences=128,
         eval_batch_size=16,
@@ -77,7 +77,7 @@ def experiment(scale: str = "smoke") -> Experiment:
     )
 
 
-def _arms(sizes: Sizes) -> list[Arm]:
+def _arms(sizes: Sizes, compiled: bool) -> list[Arm]:
     task = sizes.task
     kind = "forgetting" if isinstance(task, MQAR) and task.num_rewrites else task.name
     return [
@@ -96,7 +96,7 @@ def _arms(sizes: Sizes) -> list[Arm]:
                 final_learning_rate=sizes.learning_rate / 10,
                 warmup_tokens=100 * sizes.batch_size * task.seq_len,
                 betas=(0.9, 0.95),
-                compile=sizes.compile,
+                compile=compiled,
             ),
             budget=Budget(flops=sizes.flops),
         )
