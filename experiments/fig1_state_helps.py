@@ -35,5 +35,5 @@ def experiment(scale: str = "smoke") -> Experiment:
             for mixer in (Softmax, Linear)
         ),
         eval_sequences=64 if scale == "smoke" else 4096,
-        eval_batch_size=16 if scale == "smoke" else 8,
+        eval_batch_size=16 if scale == "smoke" else 32,
     )

@@ -21,6 +21,6 @@ def experiment(scale: str = "smoke") -> Experiment:
         name=f"fig4_icl_curves-{scale}",
         question="Up to which position do a short window and a recurrent state of its size learn in context?",
         arms=tuple(arm(mixer.name, mixer) for mixer in (Window(window=equal_state_window(size)), Linear())),
-        eval_sequences=64 if scale == "smoke" else 2048,
+        eval_sequences=64 if scale == "smoke" else 8192,
         eval_batch_size=16 if scale == "smoke" else 32,
     )

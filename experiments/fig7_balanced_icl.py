@@ -21,6 +21,6 @@ def experiment(scale: str = "smoke") -> Experiment:
         name=f"fig7_balanced_icl-{scale}",
         question="Of two balanced models, does p=2 learn more in context than a window?",
         arms=tuple(arm(mixer.name, mixer) for mixer in (Window(window=context // 4), Power())),
-        eval_sequences=64 if scale == "smoke" else 1024,
+        eval_sequences=64 if scale == "smoke" else 4096,
         eval_batch_size=16,
     )
