@@ -30,7 +30,7 @@ class Budget(Config):
     """Training budget of an arm: exactly one of its fields.
 
     Attributes:
-        flops: training FLOPs, forward and backward, as executed (causal).
+        flops: training FLOPs, forward and backward, causal, on the mathematical state, without recomputation.
         tokens: training tokens.
         seconds: training time on the device at hand, without measuring; a short calibration turns it into steps, which
             are recorded before training and kept when the run resumes.

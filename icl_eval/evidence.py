@@ -87,16 +87,13 @@ class ArmRuns:
 
     @property
     def weight_state_ratio(self) -> float:
-        """Weight FLOPs for one state FLOP, as executed."""
+        """Weight FLOPs for one state FLOP, causal."""
         return Flops(**self.runs[0].config["costs"]["forward_flops_per_token"]).weight_state_ratio
 
     @property
     def paper_count(self) -> float:
-        """The paper's count of FLOPs (no causal halving) over those executed."""
-        costs = self.runs[0].config["costs"]
-        counts = (Flops(**costs[f"forward_flops_per_token{suffix}"]).total for suffix in ("_paper_count", ""))
-        paper, executed = counts
-        return paper / executed
+        """The paper's count of the training FLOPs, in which nothing is causal."""
+        return self.arm.flops_after(self.runs[0].config["schedule"]["steps"], causal=False)
 
     @property
     def ends(self) -> tuple[float, ...]:

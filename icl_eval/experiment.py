@@ -181,11 +181,12 @@ class Arm(Config):
         short = min(steps, self.start_steps)
         return short * self.start_tokens_per_step + (steps - short) * self.tokens_per_step
 
-    def flops_after(self, steps: int) -> float:
-        """Training FLOPs of a model's first ``steps`` steps."""
+    def flops_after(self, steps: int, *, causal: bool = True) -> float:
+        """Training FLOPs of a model's first ``steps`` steps, or, not ``causal``, the paper's count of them."""
         short = min(steps, self.start_steps)
-        at_start = self._flops(self.training.start_context or self.task.seq_len, self.start_tokens_per_step)
-        return short * at_start + (steps - short) * self.flops_per_step
+        start_context = self.training.start_context or self.task.seq_len
+        at_start = self._flops(start_context, self.start_tokens_per_step, causal)
+        return short * at_start + (steps - short) * self._flops(self.task.seq_len, self.tokens_per_step, causal)
 
     def steps_for(self, asked: float, spent: Callable[[int], float]) -> float:
         """Steps, whole or not, that spend ``asked`` tokens or FLOPs.
@@ -205,8 +206,8 @@ class Arm(Config):
         spent = self.flops_after if self.budget.unit == "flops" else self.tokens_after
         return round(self.steps_for(share * spent(steps), spent))
 
-    def _flops(self, context: int, tokens: int) -> float:
-        return BACKWARD_FACTOR * self.model.flops_per_token(context).total * tokens
+    def _flops(self, context: int, tokens: int, causal: bool = True) -> float:
+        return BACKWARD_FACTOR * self.model.flops_per_token(context, causal=causal).total * tokens
 
     def schedule(self, seconds_per_step: float | None = None) -> Schedule:
         """The budget in steps; one in seconds needs the calibrated ``seconds_per_step``.

@@ -19,7 +19,7 @@ from icl_eval.statistics import Estimate, curve, estimate
 from icl_eval.studies import Study
 
 CAPTIONS = {
-    "end_points": "Best-context loss of finished models (ends of decay branches) against training FLOPs as executed "
+    "end_points": "Best-context loss of finished models (ends of decay branches) against training FLOPs (causal) "
     "and against seconds of training, and the in-context learning curve at the end, from a 256th of the context on. "
     "Bands: 95 %, documents and seeds.",
     "through_training": "In-context learning curves of each arm at its branch ends: the later, the darker.",
@@ -69,7 +69,7 @@ def plot_end_points(study: Study) -> Figure:
     for row, arms in zip(axes, rows, strict=True):
         evidence = Evidence(arms)
         seconds = seconds_label(run for arm in arms for run in arm.runs)
-        spends: tuple[tuple[Spent, str], ...] = (("flops", "training FLOPs (executed)"), ("seconds", seconds))
+        spends: tuple[tuple[Spent, str], ...] = (("flops", "training FLOPs (causal)"), ("seconds", seconds))
         for ax, (unit, label) in zip(row, spends, strict=False):
             for arm, style in zip(arms, _styles(arms), strict=True):
                 points = [estimate(evidence.best(arm, end)) for end in arm.ends]

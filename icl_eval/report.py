@@ -125,10 +125,10 @@ def _needed(verdict: Verdict) -> str:
 
 
 def _flops(arms: Sequence[ArmRuns]) -> str:
-    """FLOPs of the arms' training, executed, and in the paper's count in brackets; a range where they differ."""
-    executed = [arm.runs[0].config["schedule"]["flops"] for arm in arms]
-    paper = [flops * arm.paper_count for flops, arm in zip(executed, arms, strict=True)]
-    return " ".join(form.format(_range(values)) for form, values in (("{}", executed), ("({})", paper)))
+    """FLOPs of the arms' training, causal, and in the paper's count in brackets; a range where they differ."""
+    causal = [arm.runs[0].config["schedule"]["flops"] for arm in arms]
+    paper = [arm.paper_count for arm in arms]
+    return " ".join(form.format(_range(values)) for form, values in (("{}", causal), ("({})", paper)))
 
 
 def _range(values: Sequence[float]) -> str:
@@ -137,16 +137,14 @@ def _range(values: Sequence[float]) -> str:
 
 
 def _section(study: Study, decided: list[Verdict], figures: Path) -> Section:
-    first = study.runs[0]
-    lines = [study.described.get("question", ""), f"Documents: {study.domain}{_documents(first)}."]
+    lines = [study.described.get("question", ""), f"Documents: {study.domain}{_documents(study.runs)}."]
     if study.scale not in DECIDING_SCALES:
         lines.append(f"This is {study.scale or 'no'} scale: it shows that the preset runs and decides nothing.")
     if study.missing:
         lines.append(f"Unfinished: {', '.join(study.missing)}.")
     packages = {f"{name} {version}" for run in study.runs for name, version in run.env.get("packages", {}).items()}
     devices = sorted({f"{run.env.get('device')} ({run.config.get('precision')})" for run in study.runs})
-    commits = sorted({str(run.env.get("commit")) for run in study.runs})
-    lines.append(f"Environment: {', '.join(devices)}; {', '.join(sorted(packages))}; commit {', '.join(commits)}.")
+    lines.append(f"Environment: {', '.join(devices)}; {', '.join(sorted(packages))}; commit {_commits(study)}.")
     header = (
         "arm", "parameters", "state", "weight:state", "context", "tokens/update", "learning rate", "updates", "tokens",
         "FLOPs", "paper's count", "seconds", "best-context loss",
@@ -160,9 +158,22 @@ def _section(study: Study, decided: list[Verdict], figures: Path) -> Section:
     return Section(title, [line for line in lines if line], decided, pictures, header, rows, *_rerun(study))
 
 
-def _documents(run: Run) -> str:
-    split = run.data.get("splits", {}).get("heldout")
-    return f", {split['documents']:,} held-out documents of {split['tokens']:,} tokens" if split else ""
+def _documents(runs: Sequence[Run]) -> str:
+    """How many there are to train on and held out, which depends on the context: shorter ones are left out."""
+    counts = {
+        run.arm.task.seq_len: f"{splits['train']['documents']:,} to train on and {splits['heldout']['documents']:,} "
+        f"held out ({splits['heldout']['tokens']:,} tokens)"
+        for run in runs
+        if (splits := run.data.get("splits", {})).keys() >= {"train", "heldout"}
+    }
+    where = (f"{count} at context {context:,}" for context, count in sorted(counts.items()))
+    return f", {'; '.join(where)}" if counts else ""
+
+
+def _commits(study: Study) -> str:
+    """Of all runs, in seven digits; ``+`` stands for changes that were not committed."""
+    commits = {str(run.env.get("commit")) for run in study.runs}
+    return " and ".join(sorted(f"{commit[:7]}{'+' * commit.endswith('+')}" for commit in commits))
 
 
 def _arm_row(study: Study, arm: ArmRuns) -> tuple[str, ...]:
@@ -186,7 +197,7 @@ def _arm_row(study: Study, arm: ArmRuns) -> tuple[str, ...]:
         f"{schedule['steps']:,}",
         number(schedule["tokens"]),
         f"{schedule['flops']:.3g}",
-        f"{schedule['flops'] * arm.paper_count:.3g}",
+        f"{arm.paper_count:.3g}",
         f"{sum(seconds) / len(seconds):.0f}",
         loss,
     )
@@ -201,8 +212,7 @@ def _rerun(study: Study) -> tuple[str, str]:
     path = config["arm"]["task"].get("path")
     command += ["--text", Path(path).name] if path else []
     command += ["--ledger", "ledger.json"] if config.get("tuning") else []
-    commits = " and ".join(sorted({str(run.env.get("commit")) for run in study.runs}))
-    needed = [f"commit {commits}"]
+    needed = [f"commit {_commits(study)}"]
     needed += [f"the documents in {Path(path).name}"] if path else []
     needed += ["what icl-eval tune found in ledger.json"] if config.get("tuning") else []
     return f"Again, with {', '.join(needed)}", shlex.join(command)

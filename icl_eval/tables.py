@@ -177,7 +177,7 @@ def wsfr_table() -> Table:
     """Weight:state FLOP ratios of a 124 M GPT-2 (paper section 3, Table 2), in two counts, beside the paper's."""
     table = new_table("attention", "count", *(f"{context:,}" for context in WSFR_CONTEXTS))
     for name, mixer in WSFR_MIXERS.items():
-        for count, causal in (("full squares", False), ("executed (causal)", True)):
+        for count, causal in (("full squares", False), ("causal", True)):
             table.add_row(name, count, *(_ratio(wsfr(mixer, c, causal=causal)) for c in WSFR_CONTEXTS))
         table.add_row(name, "paper, rounded", *(_ratio(Flops(ratio, 1.0), digits=0) for ratio in PAPER_WSFR[name]))
         table.add_section()

@@ -69,9 +69,9 @@ def claims_markdown() -> str:
         f"{ONE_SEED_ALLOWANCE} nats are added to both "
         "sides of every interval. Losses are in nats per byte. An octave that ends at e holds the positions e/2 + 1 "
         "to e; in "
-        "contexts too short for a position named below, an eighth of the context takes its place. FLOPs are those "
-        "executed "
-        "(causal); the paper's count, without causal halving, stands beside them.\n",
+        "contexts too short for a position named below, an eighth of the context takes its place. FLOPs are causal, "
+        "on the mathematical state and without recomputation; the paper's count, of full squares, stands beside "
+        "them.\n",
         "## Gates\nOf every claim about trained models; one that is shut makes the verdict inconclusive.\n",
         *(f"- **{name}**: {text}." for name, text in GATES.items()),
     ]

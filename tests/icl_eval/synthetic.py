@@ -76,7 +76,8 @@ def write_study(
             folder = RunFolder(root / arm.name / f"seed{seed}")
             ledger = {} if tuning is None else {"tuning": tuning}
             env = {"commit": "0" * 12, "device": "GPU", "runs_per_device": 1}
-            folder.begin({**config, "seed": seed, **ledger}, env, {"sha256": "ab" * 32}, None)
+            splits = {"train": {"documents": 50, "tokens": 10**6}, "heldout": {"documents": 9, "tokens": 10**5}}
+            folder.begin({**config, "seed": seed, **ledger}, env, {"sha256": "ab" * 32, "splits": splits}, None)
             folder.save_positions(_positions(arm, seed, loss, seconds_per_flop, noise))
             status = "nan" if (arm.name, seed) in diverged else "complete"
             folder.finish(status=status, step=arm.schedule().steps, seconds=1.0)

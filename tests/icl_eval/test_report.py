@@ -43,6 +43,10 @@ def test_the_verdict_table_comes_first_and_is_complete(folder: Path) -> None:
     flops = re.escape(f"{CENTRAL.arms[0].budget.flops:.2g}")
     assert re.search(rf"{flops} \({flops} to \d\.\de\+16\)", table), "FLOPs, and the paper's count beside them"
     assert "icl-eval run fig9_long_context --scale h200 --seeds 0,1,2" in sections
+    assert "50 to train on and 9 held out (100,000 tokens) at context 65,536." in sections
+    short, long = (f"50 to train on and 9 held out (100,000 tokens) at context {n}" for n in ("1,024", "4,096"))
+    assert f"{short}; {long}." in sections
+    assert "Again, with commit 0000000" in sections
     assert "This is smoke scale: it shows that the preset runs and decides nothing." in sections
     assert sections.count("Contrasts, figures and the table are over the seeds that all arms have: 0, 1.") == 1
 

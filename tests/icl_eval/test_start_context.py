@@ -65,6 +65,9 @@ def test_flops_are_counted_at_the_context_of_each_step() -> None:
     assert arm.flops_after(3) == 3 * pieces.flops_per_step
     assert arm.flops_after(7) == 5 * pieces.flops_per_step + 2 * arm.flops_per_step
     assert whole.flops_after(7) == 7 * whole.flops_per_step
+    square = {length: arm.model.flops_per_token(length, causal=False).total for length in (12, arm.task.seq_len)}
+    tokens = arm.tokens_per_step
+    assert arm.flops_after(7, causal=False) == 3 * (5 * square[12] + 2 * square[arm.task.seq_len]) * tokens
     schedule = arm.schedule()
     assert schedule.flops == arm.flops_after(schedule.steps)
     assert abs(schedule.flops - 1.5e8) <= arm.flops_per_step / 2
