@@ -15,9 +15,10 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
+    get_model_state_dict,
     get_optimizer_state_dict,
-    get_state_dict,
-    set_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
 )
 
 from icl_eval.run_folder import RunFolderError, write_atomically
@@ -63,13 +64,15 @@ def save_checkpoint(
     Args:
         fork: N of the checkpoint of the trunk, to which the run returns when the branch that this one is on has ended.
     """
-    gathered: Any = get_state_dict(model, optimizer, options=_WHOLE)
-    weights, optimizer_state = gathered
+    weights: Any = get_model_state_dict(model, options=_WHOLE)
+    moments: Any = {"state": {}}
+    if optimizer.state:  # one that has taken no step takes one when it is asked
+        moments = get_optimizer_state_dict(model, optimizer, options=_WHOLE)
     rng = _rng_states(accelerator)
     if not accelerator.is_main_process:
         return
     target = _path(folder, progress.steps_spent)
-    slots = {f"{name}/{slot}": x for name, state in optimizer_state["state"].items() for slot, x in state.items()}
+    slots = {f"{name}/{slot}": x for name, state in moments["state"].items() for slot, x in state.items()}
     tensors: dict[str, dict[str, Tensor]] = {"model": weights, "optimizer": slots, "rng": rng}
     files = {f"{name}.safetensors": save(_contiguous(part)) for name, part in tensors.items()}
     for name, data in files.items():
@@ -110,14 +113,13 @@ def load_checkpoint(
         for key, value in slots.items():
             name, slot = key.rsplit("/", 1)
             state.setdefault(name, {})[slot] = value
-        groups = get_optimizer_state_dict(model, optimizer)["param_groups"]
-        set_state_dict(
-            model,
-            optimizer,
-            model_state_dict=dict(weights),
-            optim_state_dict={"state": state, "param_groups": groups},
-            options=StateDictOptions(full_state_dict=True),
-        )
+        whole = StateDictOptions(full_state_dict=True)
+        set_model_state_dict(model, dict(weights), options=whole)
+        if state:
+            groups = get_optimizer_state_dict(model, optimizer)["param_groups"]
+            set_optimizer_state_dict(model, optimizer, {"state": state, "param_groups": groups}, options=whole)
+        else:
+            optimizer.state.clear()
         _restore_rng(rng, accelerator)
         return progress
     return Progress()

@@ -33,9 +33,10 @@ class StepGraphs:
     """Optimiser steps of a run. Those of a compiled model on one GPU are recorded, one graph for every shape of a
     batch, and replayed: the same kernels on the same tensors, so the numbers are those of steps taken one by one.
 
-    The first step of a shape is taken as it is, so that what is made once is made outside the graph, and shows whether
-    anything waits for the device, which a graph cannot. A model whose steps cannot be recorded is named in a warning
-    and trained without.
+    The first step of a shape, which must have been compiled (:func:`icl_eval.step.warm_up`), is taken as it is, so that
+    what is made once is made outside the graph, and shows whether anything waits for the device, which a graph cannot.
+    A model whose steps cannot be recorded is named in a warning and trained without. What a module does on the host
+    happens once, when its step is recorded.
     """
 
     def __init__(self, model: nn.Module, optimizer: AcceleratedOptimizer, arm: Arm, accelerator: Accelerator):
@@ -52,24 +53,29 @@ class StepGraphs:
     def __call__(self, batch: Batch, learning_rate: float) -> StepResult:
         """Train on a global batch."""
         rows, shape = rows_of(batch, self.accelerator), batch.tokens.shape
-        if not self.recording:
-            return self._step(rows, learning_rate)
-        self.learning_rate.fill_(learning_rate)
-        try:
-            if shape not in self.met:
-                with no_waiting():
-                    result = self._step(rows, self.learning_rate)
-                self.met.add(shape)
-                return result
-            if shape not in self.recorded:
-                replay, result = record(lambda: self._step(rows, self.learning_rate))
-                self.recorded[shape] = Recorded(replay, rows, result)
-        except RuntimeError as error:
+        if self.recording:
+            self.learning_rate.fill_(learning_rate)
+            try:
+                return self._recorded_step(rows, shape)
+            except RuntimeError as error:
+                reason = str(error).partition("\n")[0]
+            # here, where the error no longer keeps what the step had allocated
             self.recording = False
+            self.forget()
             self.optimizer.zero_grad(set_to_none=True)
-            reason = str(error).partition("\n")[0]
             warnings.warn(f"steps of arm {self.arm.name!r} cannot be recorded as a CUDA graph: {reason}", stacklevel=2)
-            return self._step(rows, learning_rate)
+        return self._step(rows, learning_rate)
+
+    def _recorded_step(self, rows: Rows, shape: torch.Size) -> StepResult:
+        if shape not in self.met:
+            self.recorded.clear()  # training goes on to longer sequences and does not return
+            with no_waiting():
+                result = self._step(rows, self.learning_rate)
+            self.met.add(shape)
+            return result
+        if shape not in self.recorded:
+            replay, result = record(lambda: self._step(rows, self.learning_rate))
+            self.recorded[shape] = Recorded(replay, rows, result)
         replay, kept, result = self.recorded[shape]
         for old, new in zip(kept.tensors, rows.tensors, strict=True):
             old.copy_(new)
@@ -97,11 +103,12 @@ def recordable(arm: Arm, accelerator: Accelerator) -> bool:
 @contextmanager
 def no_waiting() -> Iterator[None]:
     """Raises a RuntimeError where the host would wait for the device."""
+    before = torch.cuda.get_sync_debug_mode()
     torch.cuda.set_sync_debug_mode("error")
     try:
         yield
     finally:
-        torch.cuda.set_sync_debug_mode("default")
+        torch.cuda.set_sync_debug_mode(before)
 
 
 def record(step: Callable[[], StepResult]) -> tuple[Callable[[], None], StepResult]:
@@ -110,7 +117,10 @@ def record(step: Callable[[], StepResult]) -> tuple[Callable[[], None], StepResu
     Raises:
         RuntimeError: the step does something that a graph cannot hold.
     """
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+    with (
+        torch.cuda.stream(stream),  # which a failed recording would otherwise leave current
+        torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"),
+    ):
         result = step()
     return graph.replay, result

@@ -218,7 +218,9 @@ class _Trainer:
 
 def calibrate(arm: Arm, source: Source, accelerator: Accelerator) -> float:
     """Median seconds of a training step on this device, from :data:`CALIBRATION_STEPS` steps of a model thrown away."""
-    step = StepGraphs(*prepare(arm, 0, accelerator), arm, accelerator)
+    model, optimizer = prepare(arm, 0, accelerator)
+    warm_up(model, rows_of(source.batch("train", 0, arm.training.batch_size), accelerator), arm, accelerator)
+    step = StepGraphs(model, optimizer, arm, accelerator)
     seconds = []
     start = time.perf_counter()
     for batch, _ in prefetched(source, 0, CALIBRATION_STEPS, arm.training.batch_size):

@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate.optimizer import AcceleratedOptimizer
+from torch import nn
 
 from icl_eval import Budget, load_run, load_runs
 from icl_eval.checkpoint import Progress, load_checkpoint, save_checkpoint
@@ -20,6 +22,7 @@ from icl_eval.positions import Positions
 from icl_eval.presets import load_preset
 from icl_eval.run import make_accelerator, run_experiment
 from icl_eval.run_folder import RunFolderError, write_atomically
+from icl_eval.step import prepare, rows_of, train_step
 from icl_eval.train import heldout_sequences
 
 TINY = str(Path(__file__).parent / "tiny.py")
@@ -163,6 +166,23 @@ def test_a_damaged_line_of_metrics_does_not_block_resuming(folder: Path, tmp_pat
     (unfinished / "metrics.jsonl").write_bytes(b"\n".join([b"7", *lines[1:]]))
     with pytest.raises(RunFolderError, match=r"metrics.jsonl, line 1 is damaged: it is not a row"):
         _ = load_run(unfinished).metrics
+
+
+def test_a_checkpoint_before_the_first_step_leads_back_to_it(tmp_path: Path) -> None:
+    """A branch may decay from the start. Asked for its state, a fresh optimiser takes a step without gradient."""
+    arm, accelerator = load_preset(TINY).arms[0], make_accelerator("cpu")
+    source = arm.task.build(0)
+    rows = [rows_of(source.batch("train", index, 4), accelerator) for index in range(3)]
+
+    def losses(model: nn.Module, optimizer: AcceleratedOptimizer) -> list[float]:
+        return [train_step(model, optimizer, each, arm, accelerator).loss.item() for each in rows]
+
+    expected = losses(*prepare(arm, 0, accelerator))
+    model, optimizer = prepare(arm, 0, accelerator)
+    save_checkpoint(tmp_path, model, optimizer.optimizer, accelerator, Progress())
+    assert losses(model, optimizer) == expected
+    load_checkpoint(tmp_path, model, optimizer.optimizer, accelerator)
+    assert losses(model, optimizer) == expected
 
 
 def test_damaged_checkpoints_are_named_and_the_one_before_is_used(tmp_path: Path) -> None:

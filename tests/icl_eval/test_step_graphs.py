@@ -17,9 +17,9 @@ from icl_eval.models import MixerConfig, Power, Window
 from icl_eval.presets import load_preset
 from icl_eval.run import make_accelerator, run_experiment
 from icl_eval.run_folder import load_runs
-from icl_eval.step import StepResult, prepare
+from icl_eval.step import StepResult, prepare, rows_of, warm_up
 from icl_eval.step_graphs import StepGraphs, recordable
-from icl_eval.tasks import MQAR, Batch
+from icl_eval.tasks import MQAR, Batch, Regression
 
 TINY = load_preset(str(Path(__file__).parent / "tiny.py"))
 BRANCHED = replace(
@@ -28,19 +28,32 @@ BRANCHED = replace(
         replace(arm, training=replace(arm.training, schedule="branched", branches=(0.5, 1.0))) for arm in TINY.arms[:1]
     ),
 )
+NUMBERS = Regression(dim=2, seq_len=32)
+REGRESSION = replace(
+    TINY.arms[0],
+    name="regression",
+    task=NUMBERS,
+    model=replace(TINY.arms[0].model, vocab_size=NUMBERS.num_tokens, input_dim=NUMBERS.input_dim, loss="squared_error"),
+)
 RATES = (2**-7, 2**-6, 2**-5, 2**-7, 2**-6, 2**-8)
 """The same in float32, in which rates are read from a device."""
 
 
 def batches(arm: Arm) -> list[Batch]:
-    """Sequences and pieces of them, in turns."""
-    source = arm.task.build(0)
-    whole = [source.batch("train", index, 4) for index in range(len(RATES))]
-    return [batch if index % 2 else batch.cut(arm.task.seq_len // 2) for index, batch in enumerate(whole)]
+    """Sequences and pieces of them, in turns, of which unequally many positions are scored."""
+    source, made = arm.task.build(0), []
+    for index in range(len(RATES)):
+        batch = source.batch("train", index, 4)
+        batch.scored[:, : arm.task.seq_len * index // len(RATES)] = False
+        made.append(batch if index % 2 else batch.cut(arm.task.seq_len // 2))
+    assert len({int(batch.scored.sum()) for batch in made}) > 2
+    return made
 
 
 def steps(arm: Arm, accelerator: Accelerator) -> StepGraphs:
     model, optimizer = prepare(arm, 0, accelerator)
+    for batch in batches(arm)[:2]:
+        warm_up(model, rows_of(batch, accelerator), arm, accelerator)
     return StepGraphs(model, optimizer, arm, accelerator)
 
 
@@ -75,9 +88,10 @@ def assert_alike(step: StepGraphs, plain: StepGraphs, arm: Arm) -> None:
         torch.testing.assert_close(value, same, rtol=1e-3, atol=1e-5, msg=name)
 
 
+@pytest.mark.parametrize("arm", [TINY.arms[0], TINY.arms[-1], REGRESSION], ids=lambda arm: arm.name)
 @pytest.mark.parametrize("micro_batch_size", [None, 3])
-def test_replays_read_each_batch_and_rate(micro_batch_size: int | None, recorder: list[int]) -> None:
-    arm = replace(TINY.arms[-1], training=replace(TINY.arms[-1].training, micro_batch_size=micro_batch_size))
+def test_replays_read_each_batch_and_rate(arm: Arm, micro_batch_size: int | None, recorder: list[int]) -> None:
+    arm = replace(arm, training=replace(arm.training, micro_batch_size=micro_batch_size))
     step, plain = (steps(arm, make_accelerator("cpu")) for _ in range(2))
     assert not step.recording
     step.recording = True
@@ -106,13 +120,20 @@ def test_a_run_records_anew_when_it_returns_from_a_branch(
 def test_a_step_that_cannot_be_recorded_is_taken_as_it_is(
     where: str, recorder: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_: object) -> None:
-        raise RuntimeError("called a synchronizing CUDA operation\nmore")
+    def fail(step: Callable[[], StepResult]) -> None:
+        step()
 
-    monkeypatch.setattr(f"icl_eval.step_graphs.{where}", fail)
+    def wait(gradient: torch.Tensor) -> None:
+        if step.recording and (where == "no_waiting" or step.met):
+            raise RuntimeError("called a synchronizing CUDA operation\nmore")
+
+    if where == "record":
+        monkeypatch.setattr("icl_eval.step_graphs.record", fail)
     arm = TINY.arms[0]
     step, plain = (steps(arm, make_accelerator("cpu")) for _ in range(2))
     step.recording = True
+    first, *_ = step.model.parameters()
+    first.register_hook(wait)  # while gradients are formed, so that some are there
     with pytest.warns(
         UserWarning, match=r"'mqar-softmax' cannot be recorded as a CUDA graph: called a synch.* operation$"
     ):
@@ -153,6 +174,7 @@ def long(mixer: MixerConfig) -> Arm:
     "arm",
     [
         *TINY.arms,
+        REGRESSION,
         *map(long, (Power(width=128, num_heads=2), Power(width=64, num_heads=2), Window(width=128, window=64))),
     ],
     ids=lambda arm: arm.name,
