@@ -31,42 +31,28 @@ def preset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-@pytest.fixture(scope="module")
-def undisturbed(preset: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
-    """The experiment's folder, and the seconds that it took."""
-    out, started = tmp_path_factory.mktemp("runs"), time.perf_counter()
-    process = start(preset, out, log_every=2)
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_twenty_kills_and_the_same_numbers(preset: Path, tmp_path: Path) -> None:
+    """Killed at random moments and started again, from the beginning wherever the experiment got to its end."""
+    started = time.perf_counter()
+    process = start(preset, tmp_path / "whole", log_every=2)
     process.join()
-    assert process.exitcode == 0
-    return next(out.iterdir()), time.perf_counter() - started
-
-
-def disturb(preset: Path, undisturbed: tuple[Path, float], kills: int, out: Path) -> None:
-    """Kill and restart until that many kills have struck, beginning again wherever the experiment got to its end."""
-    whole, seconds = undisturbed
+    seconds = time.perf_counter() - started
+    (whole,) = (tmp_path / "whole").iterdir()
     moments = random.Random(0)
     done = struck = 0
-    while struck < kills or done == 0:
-        process = start(preset, out / str(done), log_every=2)
-        process.join(moments.uniform(0, seconds) if struck < kills else None)
+    while struck < 20 or done == 0:
+        process = start(preset, tmp_path / str(done), log_every=2)
+        process.join(moments.uniform(0, seconds) if struck < 20 else None)
         if process.exitcode is None:
             process.kill()
             process.join()
             struck += 1
             assert process.exitcode in (-signal.SIGKILL, 0)
         if process.exitcode == 0:
-            assert_identical(whole, next((out / str(done)).iterdir()))
+            assert_identical(whole, next((tmp_path / str(done)).iterdir()))
             done += 1
-
-
-def test_two_kills_and_the_same_numbers(preset: Path, undisturbed: tuple[Path, float], tmp_path: Path) -> None:
-    disturb(preset, undisturbed, 2, tmp_path)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1200)
-def test_twenty_kills_and_the_same_numbers(preset: Path, undisturbed: tuple[Path, float], tmp_path: Path) -> None:
-    disturb(preset, undisturbed, 20, tmp_path)
 
 
 def test_a_killed_run_is_not_a_result(preset: Path, tmp_path: Path) -> None:
