@@ -84,8 +84,10 @@ def main() -> None:
     rows = []
     for name in arguments.arms:
         preset, _, wanted = name.partition(":")
-        (arm,) = (arm for arm in load_preset(preset, arguments.scale).arms if arm.name == wanted)
-        rows += [{"preset": preset, **row} for row in time_arm(arm, arguments.steps)]
+        arms = {arm.name: arm for arm in load_preset(preset, arguments.scale).arms}
+        if wanted not in arms:
+            parser.error(f"{name!r}: {preset} has the arms {', '.join(arms)}")
+        rows += [{"preset": preset, **row} for row in time_arm(arms[wanted], arguments.steps)]
     arguments.out.mkdir(parents=True, exist_ok=True)
     about = {**environment(torch.device("cuda")), "command": sys.argv}
     (arguments.out / "steps.json").write_text(json.dumps(about, indent=2) + "\n")

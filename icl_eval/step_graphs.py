@@ -56,26 +56,30 @@ class StepGraphs:
         if self.recording:
             self.learning_rate.fill_(learning_rate)
             try:
-                return self._recorded_step(rows, shape)
+                if shape not in self.met:
+                    return self._first_step(rows, shape)
+                if shape not in self.recorded:
+                    replay, result = record(lambda: self._step(rows, self.learning_rate))
+                    self.recorded[shape] = Recorded(replay, rows, result)
             except RuntimeError as error:
                 reason = str(error).partition("\n")[0]
-            # here, where the error no longer keeps what the step had allocated
+            else:
+                return self._replay(rows, shape)
+            # here, where the error no longer keeps what the step had allocated; no step has been taken
             self.recording = False
             self.forget()
             self.optimizer.zero_grad(set_to_none=True)
             warnings.warn(f"steps of arm {self.arm.name!r} cannot be recorded as a CUDA graph: {reason}", stacklevel=2)
         return self._step(rows, learning_rate)
 
-    def _recorded_step(self, rows: Rows, shape: torch.Size) -> StepResult:
-        if shape not in self.met:
-            self.recorded.clear()  # training goes on to longer sequences and does not return
-            with no_waiting():
-                result = self._step(rows, self.learning_rate)
-            self.met.add(shape)
-            return result
-        if shape not in self.recorded:
-            replay, result = record(lambda: self._step(rows, self.learning_rate))
-            self.recorded[shape] = Recorded(replay, rows, result)
+    def _first_step(self, rows: Rows, shape: torch.Size) -> StepResult:
+        self.recorded.clear()  # training goes on to longer sequences and does not return
+        with no_waiting():
+            result = self._step(rows, self.learning_rate)
+        self.met.add(shape)
+        return result
+
+    def _replay(self, rows: Rows, shape: torch.Size) -> StepResult:
         replay, kept, result = self.recorded[shape]
         for old, new in zip(kept.tensors, rows.tensors, strict=True):
             old.copy_(new)

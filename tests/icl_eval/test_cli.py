@@ -122,7 +122,7 @@ def test_a_users_own_file_runs_plots_and_resumes(
     assert "positions.npz is damaged" in errors
 
 
-@pytest.mark.parametrize("jobs", ["1", pytest.param("2", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("jobs", ["1", pytest.param("2", marks=pytest.mark.slow)])  # test_launch runs processes
 def test_arms_can_be_chosen_and_join_the_others_later(
     jobs: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:

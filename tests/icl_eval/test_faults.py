@@ -31,7 +31,7 @@ def preset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # six minutes; test_schedule kills a run on its trunk and on a branch
 @pytest.mark.timeout(1200)
 def test_twenty_kills_and_the_same_numbers(preset: Path, tmp_path: Path) -> None:
     """Killed at random moments and started again, from the beginning wherever the experiment got to its end."""

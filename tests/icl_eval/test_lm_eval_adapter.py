@@ -234,7 +234,7 @@ def test_runs_that_cannot_read_text_are_refused(tmp_path: Path, runs: dict[str, 
         RunFolderLM(str(copy), device="cpu")
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # a minute, in which lm-eval lists its tasks; test_evaluate_your_model runs the command too
 def test_the_command_runs_a_task_from_a_file(
     runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -316,3 +316,15 @@ def test_a_published_copy_says_what_the_runs_say(folder: Path, tmp_path: Path) -
         for name in ("document_nll_sum", "document_correct", "document_count", "flops", "seconds"):
             np.testing.assert_array_equal(getattr(copy.positions, name), getattr(run.positions, name))
         np.testing.assert_allclose(copy.positions.nll_sum, run.positions.nll_sum, rtol=1e-6)
+
+
+def test_a_published_copy_does_not_say_where_documents_lay(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "runs")
+    files = [tmp_path / "runs" / "experiment.json", *(tmp_path / "runs").rglob("config.json")]
+    for file in files:
+        file.write_text(file.read_text().replace('"class": "SourceCode"', '"path": "/home/me/texts"'))
+    script = Path(__file__).parents[2] / "benchmarks" / "publish.py"
+    subprocess.run([sys.executable, str(script), str(tmp_path / "runs"), "--out", str(tmp_path / "copy")], check=True)
+    said = "".join(file.read_text() for file in (tmp_path / "copy").rglob("*.json"))
+    assert said.count('"path": "texts"') == 2
+    assert "/home" not in said

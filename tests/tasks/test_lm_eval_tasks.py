@@ -165,7 +165,7 @@ def ruler(task: str, run: str, tokenizer: str) -> float:
     return results["results"][task]["4096,none"]
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # lm-eval lists its tasks; our own run in the tests above
 def test_a_task_of_ruler_runs_on_our_models(run: str, tmp_path: Path) -> None:
     save_tokenizer(tmp_path, [""], 257)
     assert ruler("niah_multikey_2", run, str(tmp_path)) == 0
