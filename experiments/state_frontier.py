@@ -21,6 +21,7 @@ class Sizes(NamedTuple):
         batch_size: sequences a step.
         learning_rate: at its peak; the last is a tenth.
         flops: training FLOPs of every arm.
+        start_context, start_tokens, start_batch_size: of the first tokens, as in :class:`icl_eval.Training`.
     """
 
     task: Task
@@ -33,6 +34,9 @@ class Sizes(NamedTuple):
     batch_size: int
     learning_rate: float
     flops: float
+    start_context: int | None = None
+    start_tokens: int = 0
+    start_batch_size: int | None = None
 
 
 SCALES: dict[str, tuple[Sizes, ...]] = {
@@ -42,7 +46,7 @@ SCALES: dict[str, tuple[Sizes, ...]] = {
         Sizes(MQAR(seq_len=32, vocab_size=32, num_pairs=6, num_rewrites=4, random_filler=False),
               32, 16, 2, (4, 8, 16), (8, 16), None, 32, 5e-3, 3e10),
         Sizes(Markov(seq_len=64, num_states=4), 32, 16, 2, (8, 32), (8, 16), None, 16, 5e-3, 1.5e10),
-        Sizes(SourceCode(seq_len=128), 32, 16, 2, (16, 64), (8, 16), 10_000.0, 4, 5e-3, 5e9),
+        Sizes(SourceCode(seq_len=128), 32, 16, 2, (16, 64), (8, 16), 10_000.0, 4, 5e-3, 5e9, 32, 1024, 8),
     ),
     "h200": (
         Sizes(MQAR(seq_len=256, vocab_size=256, num_pairs=64, random_filler=False),
@@ -50,7 +54,7 @@ SCALES: dict[str, tuple[Sizes, ...]] = {
         Sizes(MQAR(seq_len=256, vocab_size=256, num_pairs=48, num_rewrites=32, random_filler=False),
               64, 32, 2, (16, 32, 64, 128), (8, 16, 32), None, 64, 3e-3, 1.6e13),
         Sizes(Markov(seq_len=1024, num_states=16), 64, 32, 2, (16, 64, 256), (8, 16, 32), None, 16, 3e-3, 1.2e13),
-        Sizes(SourceCode(seq_len=16_384), 128, 32, 4, (64, 256, 1024), (16, 32, 64), 500_000.0, 2, 3e-3, 2.5e14),
+        Sizes(SourceCode(seq_len=16_384), 128, 32, 4, (64, 256, 1024), (16, 32, 64), 500_000.0, 2, 3e-3, 5e14, 1024, 8_000_000, 8),
     ),
     "paper": (
         Sizes(MQAR(seq_len=512, vocab_size=8192, num_pairs=64, random_filler=False),
@@ -64,7 +68,11 @@ SCALES: dict[str, tuple[Sizes, ...]] = {
 
 
 def experiment(scale: str = "smoke") -> Experiment:
-    """Softmax, windows, linear and power attention of several states, three seeds beyond the smoke scale."""
+    """Softmax, windows, linear and power attention of several states, three seeds beyond the smoke scale.
+
+    At the reduced scale softmax could pay for 284 updates at the long text's context, so all arms read its first 8 M
+    tokens in eight sequences of 1,024 an update, as those of ``fig9_long_context`` do.
+    """
     sizes = lookup(SCALES, scale, "scale")
     return Experiment(
         name=f"state_frontier-{scale}",
@@ -95,6 +103,9 @@ def _arms(sizes: Sizes, compiled: bool) -> list[Arm]:
                 learning_rate=sizes.learning_rate,
                 final_learning_rate=sizes.learning_rate / 10,
                 warmup_tokens=100 * sizes.batch_size * task.seq_len,
+                start_context=sizes.start_context,
+                start_tokens=sizes.start_tokens,
+                start_batch_size=sizes.start_batch_size,
                 betas=(0.9, 0.95),
                 compile=compiled,
             ),
