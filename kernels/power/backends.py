@@ -79,7 +79,7 @@ def _checked(
     call = (device, dtype, head_dim, value_dim, groups, degree, normalization, gated)
     what = f"{dtype}, head_dim {head_dim}, value_dim {value_dim}, degree {degree} on {device}"
     problem = _self_check_problem(*call)
-    if problem and launch.takes_hopper(head_dim, value_dim, degree, dtype, device):
+    if problem and launch.any_on_hopper(head_dim, value_dim, degree, dtype, device):
         launch.set_hopper_aside()
         _checked.cache_clear()  # what was found for other calls was found of Hopper's kernels
         _warn(f"power_attention uses its portable Triton kernels, not those for Hopper, for {what}: {problem}")

@@ -14,7 +14,6 @@ from torch.utils.flop_counter import register_flop_formula
 
 from icl_eval.kernels.power import launch
 from icl_eval.kernels.power.canonical import to_canonical_order, to_kernel_order
-from icl_eval.kernels.power.compiled import next_power_of_2
 from icl_eval.kernels.power.cost import flops_by_operation
 from icl_eval.kernels.power.embedding import expanded_dim
 from icl_eval.kernels.power.launch import Call, call_of
@@ -44,8 +43,8 @@ def fused_power_attention(
     D, V, dtype = q.shape[-1], v.shape[-1], q.dtype
     if dtype == torch.float16:
         q, k, v = q.float(), k.float(), v.float()
-    q, k = (_padded(x, _kernel_dim(D)) for x in (q, k))
-    v = _padded(v, _kernel_dim(V))
+    q, k = (_padded(x, launch.kernel_dim(D)) for x in (q, k))
+    v = _padded(v, launch.kernel_dim(V))
     matrix, normalizer = initial_state if initial_state is not None else (None, None)
     normalized = normalization == "row_sum"
     keep_low = (
@@ -99,9 +98,9 @@ def _forward(
     row_sum, states, normalizers, final, final_normalizer = _saved(c, initial is not None, return_state)
     gates = launch.running_gates(log_g, c, q)
     n_updates = c.n_chunks if return_state else c.n_chunks - 1
-    qt = launch.transposed(q, c, torch.float32) if states.numel() and degree > 1 and not c.on_hopper else q
+    qt = launch.transposed(q, c, "forward") if states.numel() and degree > 1 and not c.on_hopper("forward") else q
     if n_updates:
-        kt = launch.transposed(k, c, c.dtype if c.on_hopper else torch.float32) if degree > 1 else k
+        kt = launch.transposed(k, c, "update_state") if degree > 1 else k
         launch.update_states(k, kt, v, gates.to_end, states[:, 1 : 1 + n_updates], c, groups=1)
     if states.numel():
         start = None if initial is None else to_kernel_order(initial, *c.canonical)
@@ -211,8 +210,8 @@ def _backward(
     across = torch.zeros(c.B * c.Hk, c.n_chunks, device=q.device)
     if states.numel():
         if degree > 1:
-            qt = launch.transposed(q, c, c.dtype if c.on_hopper else torch.float32)
-            kt = launch.transposed(k, c, torch.float32)
+            qt = launch.transposed(q, c, "update_state")
+            kt = launch.transposed(k, c, "key_value_gradient")
         dstates = c.empty(c.B * c.Hk, c.n_chunks, c.rows, c.V, dtype=c.dtype)
         launch.update_states(q, qt, do, gates.from_start, dstates, c, groups=c.groups)
         last = None
@@ -364,10 +363,6 @@ def _operation_flops(  # type: ignore[no-untyped-def]
         return_state=return_state,
     )
     return B * H * count.attention, B * H * count.update_state, B * H * count.query_state
-
-
-def _kernel_dim(dim: int) -> int:
-    return max(16, next_power_of_2(dim))
 
 
 def _padded(x: Tensor, size: int) -> Tensor:

@@ -2,8 +2,8 @@
 
 Triton waits for a matrix product whose left operand lies in registers before it scales the next one. Here, in Gluon
 (Triton's language with explicit layouts), scaling one operand overlaps with the product of the one before. They take
-the same arguments and give the same states and results as those of :mod:`update_state` and :mod:`forward`, for degree
-2, bfloat16, and keys and values of 64 features.
+the same arguments and give the same states and results as those of :mod:`update_state`, :mod:`forward` and
+:mod:`backward`, for degree 2, bfloat16, and keys and values of as many features: 64, or 32 but for update_state.
 """
 
 from __future__ import annotations
@@ -171,14 +171,15 @@ def _copy_state_rows(slot, state_ptr, i, D: gl.constexpr, V: gl.constexpr, SPLIT
 
 
 @gluon.jit
-def _copy_state_pair(
-    step, ring, state_ptr, D: gl.constexpr, V: gl.constexpr, SPLIT: gl.constexpr, STAGES: gl.constexpr
-):
-    """Asks for the state rows of i = 2 step and 2 step + 1; past the last, for the last again."""
+def _copy_state_tiles(
+    step, ring, state_ptr, D: gl.constexpr, V: gl.constexpr, SPLIT: gl.constexpr, COUNT: gl.constexpr,
+    STAGES: gl.constexpr,
+):  # fmt: skip
+    """Asks for the state rows of COUNT values of i, the first of them COUNT step; past the last, for the last again."""
     slot = step % STAGES
-    i = 2 * gl.minimum(step, D // 2 - 1)
-    for half in gl.static_range(2):
-        _copy_state_rows(ring.index(2 * slot + half), state_ptr, i + half, D, V, SPLIT)
+    i = COUNT * gl.minimum(step, D // COUNT - 1)
+    for n in gl.static_range(COUNT):
+        _copy_state_rows(ring.index(COUNT * slot + n).slice(0, D, 0), state_ptr, i + n, D, V, SPLIT)
     async_copy.commit_group()
 
 
@@ -197,7 +198,7 @@ def _copy_key_value(
 @gluon.jit
 def _query_state(
     acc, q_base, stride_qt, t, T, ring, transposed, state_ptr, D: gl.constexpr, V: gl.constexpr, SPLIT: gl.constexpr,
-    STAGES: gl.constexpr,
+    COUNT: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip
     """acc [BM, V] + φ(q)·S, the rows of q by tiles of 16: an (i, j) off the diagonal of tiles stands for (j, i) too."""
     left: gl.constexpr = gl.DotOperandLayout(0, acc.type.layout, 2)
@@ -212,23 +213,23 @@ def _query_state(
             ),
         )
     for step in gl.static_range(STAGES - 1):
-        _copy_state_pair(step, ring, state_ptr, D, V, SPLIT, STAGES)
+        _copy_state_tiles(step, ring, state_ptr, D, V, SPLIT, COUNT, STAGES)
     for a in gl.static_range(D // 16):
-        for step in range(8 * a, 8 * a + 8):
+        for step in range(16 // COUNT * a, 16 // COUNT * (a + 1)):
             slot = step % STAGES
             async_copy.wait_group(STAGES - 2)
             fence_async_shared()
-            for half in gl.static_range(2):
-                scale = transposed.index(2 * step + half).load(rows)
-                state = ring.index(2 * slot + half)
+            for n in gl.static_range(COUNT):
+                scale = transposed.index(COUNT * step + n).load(rows)
+                state = ring.index(COUNT * slot + n)
                 acc = warpgroup_mma(_multiply(tiles[a], scale[:, None]), state.slice(16 * a, 16, 0), acc, is_async=True)
                 twice = scale + scale
                 for b in gl.static_range(a + 1, D // 16):
                     acc = warpgroup_mma(
                         _multiply(tiles[b], twice[:, None]), state.slice(16 * b, 16, 0), acc, is_async=True
                     )
-                if half == 0:
-                    _copy_state_pair(step + STAGES - 1, ring, state_ptr, D, V, SPLIT, STAGES)
+                if n == 0:
+                    _copy_state_tiles(step + STAGES - 1, ring, state_ptr, D, V, SPLIT, COUNT, STAGES)
             acc = warpgroup_mma_wait(0, deps=(acc,))
     async_copy.wait_group(0)
     return acc
@@ -240,7 +241,7 @@ def forward_kernel(
     stride_qh, stride_kb, stride_kt, stride_kh, stride_vb, stride_vt, stride_vh, H, T, T_padded, chunk, n_chunks,
     output_scale, D: gl.constexpr, V: gl.constexpr, SPLIT: gl.constexpr, ROWS: gl.constexpr, GROUPS: gl.constexpr,
     GATED: gl.constexpr, NORMALIZED: gl.constexpr, HAS_INITIAL: gl.constexpr, KEEP_LOW: gl.constexpr,
-    BM: gl.constexpr, BN: gl.constexpr, STAGES: gl.constexpr,
+    BM: gl.constexpr, BN: gl.constexpr, COUNT: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip
     """As :func:`icl_eval.kernels.power.forward.forward_kernel`."""
     result: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, V, 16])
@@ -248,7 +249,8 @@ def forward_kernel(
     weighing: gl.constexpr = gl.DotOperandLayout(0, result, 2)
     by_row: gl.constexpr = gl.SliceLayout(1, result)
     q_tile: gl.constexpr = gl.NVMMASharedLayout.get_default_for([BM, D], gl.bfloat16)
-    tile: gl.constexpr = gl.NVMMASharedLayout.get_default_for([D, V], gl.bfloat16)
+    slot_rows: gl.constexpr = D if D > BN else BN
+    tile: gl.constexpr = gl.NVMMASharedLayout.get_default_for([slot_rows, V], gl.bfloat16)
 
     start = gl.program_id(0) * BM
     head = gl.program_id(1).to(gl.int64)
@@ -263,7 +265,7 @@ def forward_kernel(
     low_base = low_ptr + kv_head * T_padded
     t = start + gl.arange(0, BM, layout=by_row)
 
-    ring = gl.allocate_shared_memory(gl.bfloat16, [2 * STAGES, D, V], tile)
+    ring = gl.allocate_shared_memory(gl.bfloat16, [COUNT * STAGES, slot_rows, V], tile)
     q_smem = gl.allocate_shared_memory(gl.bfloat16, [BM, D], q_tile)
     lanes: gl.constexpr = gl.BlockedLayout([1, 8], [32, 1], [4, 1], [0, 1])
     own = start + gl.arange(0, BM, layout=gl.SliceLayout(1, lanes))
@@ -287,16 +289,17 @@ def forward_kernel(
         transposed.permute((1, 0)).store(q)
         columns = reinterpret(transposed, gl.bfloat16, [D, BM], gl.SwizzledSharedLayout(1, 1, 1, [0]))
         acc = _query_state(
-            acc, q_base, stride_qt, t, T, ring, columns, state_ptr + place * ROWS * V, D, V, SPLIT, STAGES
+            acc, q_base, stride_qt, t, T, ring, columns, state_ptr + place * ROWS * V, D, V, SPLIT, COUNT, STAGES
         )
         if NORMALIZED:
             blocked: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [4, 1], [1, 0])
             z_row = gl.arange(0, D, layout=gl.SliceLayout(1, blocked))
             z_column = gl.arange(0, D, layout=gl.SliceLayout(0, blocked))
             z = gl.load(z_ptr + place * D * D + z_row[:, None] * D + z_column[None, :]).to(gl.bfloat16)
-            ring.index(0).store(z)
+            z_smem = ring.index(0).slice(0, D, 0)
+            z_smem.store(z)
             fence_async_shared()
-            qz = warpgroup_mma(q_smem, ring.index(0), gl.zeros([BM, D], gl.float32, result), use_acc=False)
+            qz = warpgroup_mma(q_smem, z_smem, gl.zeros([BM, D], gl.float32, result), use_acc=False)
             row_sum = gl.sum(qz * q_smem.load(result).to(gl.float32), 1)
         if GATED:
             acc *= gl.exp2(first_high)
@@ -370,18 +373,21 @@ def forward_kernel(
 
 
 @gluon.jit
-def _copy_mirrored_rows(step, ring, state_ptr, D: gl.constexpr, V: gl.constexpr, SPLIT: gl.constexpr,
-                        STAGES: gl.constexpr):  # fmt: skip
-    """Asks for the rows (i, j) of the symmetric state for i = 2 step and 2 step + 1 and all j; then the last again."""
+def _copy_mirrored_rows(
+    step, ring, state_ptr, D: gl.constexpr, V: gl.constexpr, SPLIT: gl.constexpr, COUNT: gl.constexpr,
+    STAGES: gl.constexpr,
+):  # fmt: skip
+    """Asks for the rows (i, j) of the symmetric state for COUNT values of i, the first of them COUNT step, and all j;
+    past the last, for the last again."""
     layout: gl.constexpr = gl.BlockedLayout([1, 8], [256 // V, V // 8], [4, 1], [1, 0])
     j = gl.arange(0, D, layout=gl.SliceLayout(1, layout))
     column = gl.arange(0, V, layout=gl.SliceLayout(0, layout))
     slot = step % STAGES
-    for half in gl.static_range(2):
-        i = 2 * gl.minimum(step, D // 2 - 1) + half
+    for n in gl.static_range(COUNT):
+        i = COUNT * gl.minimum(step, D // COUNT - 1) + n
         upper = gl.where(j < SPLIT, j * D + i, SPLIT * D + (i - SPLIT) * (D - SPLIT) + j - SPLIT)
         row = gl.where(i < SPLIT, i * D + j, upper)
-        async_load(ring.index(2 * slot + half), state_ptr + row[:, None] * V + column[None, :])
+        async_load(ring.index(COUNT * slot + n).slice(0, D, 0), state_ptr + row[:, None] * V + column[None, :])
     async_copy.commit_group()
 
 
@@ -391,7 +397,7 @@ def query_gradient_kernel(
     stride_qh, stride_kb, stride_kt, stride_kh, stride_vb, stride_vt, stride_vh, H, T, T_padded, chunk, n_chunks,
     D: gl.constexpr, V: gl.constexpr, SPLIT: gl.constexpr, ROWS: gl.constexpr, GROUPS: gl.constexpr,
     GATED: gl.constexpr, NORMALIZED: gl.constexpr, HAS_INITIAL: gl.constexpr, BM: gl.constexpr, BN: gl.constexpr,
-    STAGES: gl.constexpr,
+    COUNT: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip
     """As :func:`icl_eval.kernels.power.backward.query_gradient_kernel`."""
     result: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
@@ -400,7 +406,8 @@ def query_gradient_kernel(
     by_row: gl.constexpr = gl.SliceLayout(1, result)
     by_score: gl.constexpr = gl.SliceLayout(1, scored)
     q_tile: gl.constexpr = gl.NVMMASharedLayout.get_default_for([BM, D], gl.bfloat16)
-    tile: gl.constexpr = gl.NVMMASharedLayout.get_default_for([D, V], gl.bfloat16)
+    slot_rows: gl.constexpr = D if D > BN else BN
+    tile: gl.constexpr = gl.NVMMASharedLayout.get_default_for([slot_rows, V], gl.bfloat16)
 
     start = gl.program_id(0) * BM
     head = gl.program_id(1).to(gl.int64)
@@ -416,7 +423,7 @@ def query_gradient_kernel(
     low_base = low_ptr + kv_head * T_padded
     t = start + gl.arange(0, BM, layout=by_row)
 
-    ring = gl.allocate_shared_memory(gl.bfloat16, [2 * STAGES, D, V], tile)
+    ring = gl.allocate_shared_memory(gl.bfloat16, [COUNT * STAGES, slot_rows, V], tile)
     q_smem = gl.allocate_shared_memory(gl.bfloat16, [BM, D], q_tile)
     do_smem = gl.allocate_shared_memory(gl.bfloat16, [BM, V], q_tile)
     lanes: gl.constexpr = gl.BlockedLayout([1, 8], [32, 1], [4, 1], [0, 1])
@@ -445,20 +452,19 @@ def query_gradient_kernel(
         transposed.permute((1, 0)).store(q)
         columns = reinterpret(transposed, gl.bfloat16, [D, BM], gl.SwizzledSharedLayout(1, 1, 1, [0]))
         for step in gl.static_range(STAGES - 1):
-            _copy_mirrored_rows(step, ring, state_base, D, V, SPLIT, STAGES)
+            _copy_mirrored_rows(step, ring, state_base, D, V, SPLIT, COUNT, STAGES)
         async_copy.wait_group(STAGES - 1)
         do = do_smem.load(left)
-        for step in range(D // 2):
+        for step in range(D // COUNT):
             slot = step % STAGES
             async_copy.wait_group(STAGES - 2)
             fence_async_shared()
-            scale = columns.index(2 * step).load(gl.SliceLayout(1, left))
-            acc = warpgroup_mma(_multiply(do, scale[:, None]), ring.index(2 * slot).permute((1, 0)), acc, is_async=True)
-            _copy_mirrored_rows(step + STAGES - 1, ring, state_base, D, V, SPLIT, STAGES)
-            scale = columns.index(2 * step + 1).load(gl.SliceLayout(1, left))
-            acc = warpgroup_mma(
-                _multiply(do, scale[:, None]), ring.index(2 * slot + 1).permute((1, 0)), acc, is_async=True
-            )
+            for m in gl.static_range(COUNT):
+                scale = columns.index(COUNT * step + m).load(gl.SliceLayout(1, left))
+                rows = ring.index(COUNT * slot + m).slice(0, D, 0)
+                acc = warpgroup_mma(_multiply(do, scale[:, None]), rows.permute((1, 0)), acc, is_async=True)
+                if m == 0:
+                    _copy_mirrored_rows(step + STAGES - 1, ring, state_base, D, V, SPLIT, COUNT, STAGES)
             acc = warpgroup_mma_wait(0, deps=(acc,))
         async_copy.wait_group(0)
         if NORMALIZED:
@@ -466,9 +472,10 @@ def query_gradient_kernel(
             z_row = gl.arange(0, D, layout=gl.SliceLayout(1, blocked))
             z_column = gl.arange(0, D, layout=gl.SliceLayout(0, blocked))
             z = gl.load(z_ptr + place * D * D + z_row[:, None] * D + z_column[None, :]).to(gl.bfloat16)
-            ring.index(0).store(z)
+            z_smem = ring.index(0).slice(0, D, 0)
+            z_smem.store(z)
             fence_async_shared()
-            qz = warpgroup_mma(q_smem, ring.index(0), gl.zeros([BM, D], gl.float32, result), use_acc=False)
+            qz = warpgroup_mma(q_smem, z_smem, gl.zeros([BM, D], gl.float32, result), use_acc=False)
             acc += qz * dn[:, None]
         acc *= 2.0
         if GATED:

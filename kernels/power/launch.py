@@ -88,10 +88,9 @@ class Call(NamedTuple):
     def canonical(self) -> tuple[int, int, int, int]:
         return self.head_dim, self.D, self.split, self.degree
 
-    @property
-    def on_hopper(self) -> bool:
-        """Whether the kernels of :mod:`hopper` take this call."""
-        return takes_hopper(self.D, self.V, self.degree, self.dtype, self.device)
+    def on_hopper(self, kernel: str) -> bool:
+        """Whether this kernel of :mod:`hopper` takes this call."""
+        return takes_hopper(kernel, self.D, self.V, self.degree, self.dtype, self.device)
 
     def empty(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=self.device)
@@ -143,9 +142,10 @@ def running_gates(log_g: Tensor | None, c: Call, stand_in: Tensor) -> Gates:
     return gates
 
 
-def transposed(x: Tensor, c: Call, dtype: torch.dtype) -> Tensor:
-    """x [B, T, H, D] as [B·H, D, padded]: float32 for Triton's kernels, which copy 4 bytes at least asynchronously."""
+def transposed(x: Tensor, c: Call, kernel: str) -> Tensor:
+    """x [B, T, H, D] as [B·H, D, padded], for this kernel: Triton's copy 4 bytes at least asynchronously, a float32."""
     B, _, H, D = x.shape
+    dtype = c.dtype if c.on_hopper(kernel) else torch.float32
     out = c.empty(B * H, D, c.padded, dtype=dtype)
     run_kernel(
         transpose_kernel, (ceil_div(c.padded, 64), B * H), x, out, *x.stride()[:3], H, c.T, c.padded, D=D, BLOCK=64
@@ -156,8 +156,8 @@ def transposed(x: Tensor, c: Call, dtype: torch.dtype) -> Tensor:
 def update_states(x: Tensor, xt: Tensor, v: Tensor, gate: Tensor, out: Tensor, c: Call, groups: int) -> None:
     """What each chunk adds to the state, into ``out`` [B·Hk, chunks to update, rows, V]."""
     kernel: Any
-    if c.on_hopper:
-        kernel, chosen, own = hopper_kernels().update_state_kernel, HOPPER["update_state"], {}
+    if c.on_hopper("update_state"):
+        kernel, chosen, own = hopper_kernels().update_state_kernel, HOPPER["update_state", c.D], {}
     else:
         kernel, chosen = update_state_kernel, settings("update_state", c.D, c.V, c.dtype, c.device)
         own = {"DEGREE": c.degree, "PRECISION": c.precision}
@@ -232,8 +232,8 @@ def forward(
 ) -> None:  # fmt: skip
     """Writes ``y``, what rounding cut off it (unless ``y_low`` is empty) and the row sums."""
     kernel: Any
-    if c.on_hopper:
-        kernel, chosen, own = hopper_kernels().forward_kernel, HOPPER["forward"], {}
+    if c.on_hopper("forward"):
+        kernel, chosen, own = hopper_kernels().forward_kernel, HOPPER["forward", c.D], {}
         tensors: tuple[Tensor, ...] = (q, k, v)
     else:
         kernel, chosen = forward_kernel, settings("forward", c.D, c.V, c.dtype, c.device)
@@ -262,8 +262,8 @@ def query_gradient(
 ) -> None:  # fmt: skip
     """Writes ``dq`` and the queries' share of the gates' gradient."""
     kernel: Any
-    if c.on_hopper:
-        kernel, chosen, own = hopper_kernels().query_gradient_kernel, HOPPER["query_gradient"], {}
+    if c.on_hopper("query_gradient"):
+        kernel, chosen, own = hopper_kernels().query_gradient_kernel, HOPPER["query_gradient", c.D], {}
         tensors: tuple[Tensor, ...] = (q, k, v)
     else:
         kernel, chosen = query_gradient_kernel, settings("query_gradient", c.D, c.V, c.dtype, c.device)
@@ -299,6 +299,11 @@ def gate_gradient(
     )  # fmt: skip
 
 
+def kernel_dim(dim: int) -> int:
+    """Features that kernels are given for ``dim`` of them, the rest zero."""
+    return max(16, next_power_of_2(dim))
+
+
 def unit_stride(x: Tensor) -> Tensor:
     """Kernels read features as one run of memory, 16 bytes at a time."""
     aligned = (
@@ -319,10 +324,18 @@ def _strides(*tensors: Tensor) -> tuple[int, ...]:
 _hopper_trusted = True
 
 
-def takes_hopper(head_dim: int, value_dim: int, degree: int, dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether the kernels of :mod:`hopper` take calls of these sizes on this device."""
-    fits = (head_dim, value_dim, degree, dtype) == (64, 64, 2, torch.bfloat16)
+def takes_hopper(
+    kernel: str, head_dim: int, value_dim: int, degree: int, dtype: torch.dtype, device: torch.device
+) -> bool:
+    """Whether this kernel of :mod:`hopper` takes calls of these sizes on this device."""
+    fits = (kernel, head_dim) in HOPPER and (value_dim, degree, dtype) == (head_dim, 2, torch.bfloat16)
     return fits and _hopper_trusted and architecture(device) == "sm90" and hopper_kernels() is not None
+
+
+def any_on_hopper(head_dim: int, value_dim: int, degree: int, dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether any kernel of :mod:`hopper` takes calls of these sizes, which may not be padded yet, on this device."""
+    sizes = kernel_dim(head_dim), kernel_dim(value_dim)
+    return any(takes_hopper(kernel, *sizes, degree, dtype, device) for kernel, _ in HOPPER)
 
 
 def set_hopper_aside() -> None:

@@ -3,7 +3,8 @@
     python -m icl_eval.kernels.power.tune --head-dim 64 --value-dim 64
 
 Each kernel's candidates are tried one after another while the other kernels keep their settings; a candidate that does
-not compile or fit is left out. A few minutes, mostly of compilation.
+not compile or fit is left out. A few minutes, mostly of compilation. Where :mod:`hopper` has the kernel, its settings
+are measured, else those of Triton's.
 """
 
 from __future__ import annotations
@@ -11,12 +12,14 @@ from __future__ import annotations
 import argparse
 import itertools
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
 from icl_eval.kernels.power import tuning
 from icl_eval.kernels.power.attention import power_attention
+from icl_eval.kernels.power.launch import takes_hopper
 from icl_eval.kernels.power.tiles import split_of
 from icl_eval.kernels.power.tuning import Launch, launch
 
@@ -24,12 +27,15 @@ KERNELS = ("update_state", "forward", "query_gradient", "key_value_gradient")
 REPETITIONS = 5
 
 
-def candidates(kernel: str, head_dim: int) -> Iterator[Launch]:
+def candidates(kernel: str, head_dim: int, on_hopper: bool) -> Iterator[Launch]:
     """Settings worth trying; those of the best known entries are among them."""
     if kernel == "update_state":
         for warps, count, tokens, stages in itertools.product((1, 2, 4), (2, 4), (32, 64, 128), (2, 3)):
-            if count * 2 <= split_of(head_dim):
+            if count * 2 <= split_of(head_dim) and (not on_hopper or warps == 4):
                 yield launch(warps, 2, COUNT=count, BT=tokens, STAGES=stages)
+    elif on_hopper:
+        for rows, columns, count, stages in itertools.product((64, 128), (32, 64), (2, 4), (2, 3, 4)):
+            yield launch(4, 1, BM=rows, BN=columns, COUNT=count, STAGES=stages)
     else:
         rows, columns = ("BK", "BQ") if kernel == "key_value_gradient" else ("BM", "BN")
         for (warps, tile), other, stages in itertools.product(((4, 64), (4, 128), (8, 128)), (32, 64), (3, 4)):
@@ -63,22 +69,25 @@ def kernel_microseconds(kernel: str, head_dim: int, value_dim: int, tokens: int)
     return times[len(times) // 2]
 
 
-def tune(head_dim: int, value_dim: int, tokens: int) -> None:
-    """Tunes every kernel in turn and prints its best setting."""
-    architecture = tuning.architecture(torch.device("cuda", torch.cuda.current_device()))
-    for kernel in KERNELS:
-        key = (architecture, kernel, head_dim, value_dim)
-        measured: list[tuple[float, Launch]] = []
-        for candidate in candidates(kernel, head_dim):
-            tuning.TABLE[key] = candidate
-            try:
-                measured.append((kernel_microseconds(kernel, head_dim, value_dim, tokens), candidate))
-            except Exception as failure:  # compilers refuse settings in many ways; any refusal drops the candidate
-                print(f"# {kernel} {candidate.options}: {type(failure).__name__}")
-        microseconds, best = min(measured, key=lambda entry: entry[0])
-        tuning.TABLE[key] = best
-        tiles = ", ".join(f"{name}={value}" for name, value in best.tiles)
-        print(f"    {key}: launch({best.num_warps}, {best.num_stages}, {tiles}),  # {microseconds:.0f} µs", flush=True)
+def tune(kernel: str, head_dim: int, value_dim: int, tokens: int) -> None:
+    """Measures a kernel's candidates, keeps the best and prints it."""
+    device = torch.device("cuda", torch.cuda.current_device())
+    on_hopper = takes_hopper(kernel, head_dim, value_dim, 2, torch.bfloat16, device)
+    table: dict[Any, Launch] = tuning.HOPPER if on_hopper else tuning.TABLE
+    key = (kernel, head_dim) if on_hopper else (tuning.architecture(device), kernel, head_dim, value_dim)
+    measured: list[tuple[float, Launch]] = []
+    for candidate in candidates(kernel, head_dim, on_hopper):
+        table[key] = candidate
+        try:
+            measured.append((kernel_microseconds(kernel, head_dim, value_dim, tokens), candidate))
+        except Exception as failure:  # compilers refuse settings in many ways; any refusal drops the candidate
+            print(f"# {kernel} {candidate.options}: {type(failure).__name__}")
+        else:
+            print(f"# {kernel} {candidate.options}: {measured[-1][0]:.0f} µs", flush=True)
+    microseconds, best = min(measured, key=lambda entry: entry[0])
+    table[key] = best
+    tiles = ", ".join(f"{name}={value}" for name, value in best.tiles)
+    print(f"    {key}: launch({best.num_warps}, {best.num_stages}, {tiles}),  # {microseconds:.0f} µs", flush=True)
 
 
 def main() -> None:
@@ -88,10 +97,12 @@ def main() -> None:
     parser.add_argument(
         "--tokens", type=int, default=65536, help="sequence length to measure at (default: %(default)s)"
     )
+    parser.add_argument("--kernels", nargs="+", choices=KERNELS, default=KERNELS, help="which (default: all)")
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         raise SystemExit("tuning needs a CUDA GPU")
-    tune(arguments.head_dim, arguments.value_dim, arguments.tokens)
+    for kernel in arguments.kernels:
+        tune(kernel, arguments.head_dim, arguments.value_dim, arguments.tokens)
 
 
 if __name__ == "__main__":

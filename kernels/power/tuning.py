@@ -40,12 +40,14 @@ TABLE: dict[tuple[str, str, int, int], Launch] = {
 ``python -m icl_eval.kernels.power.tune``
 measured them. To extend it, run that command and paste the lines it prints."""
 
-HOPPER: dict[str, Launch] = {
-    "update_state": launch(4, 1, COUNT=4, BT=64, STAGES=3),
-    "forward": launch(4, 1, BM=128, BN=64, STAGES=3),
-    "query_gradient": launch(4, 1, BM=128, BN=32, STAGES=3),
+HOPPER: dict[tuple[str, int], Launch] = {
+    ("update_state", 64): launch(4, 1, COUNT=4, BT=64, STAGES=3),
+    ("forward", 64): launch(4, 1, BM=128, BN=64, COUNT=2, STAGES=3),
+    ("query_gradient", 64): launch(4, 1, BM=128, BN=32, COUNT=2, STAGES=3),
+    ("forward", 32): launch(4, 1, BM=128, BN=64, COUNT=4, STAGES=3),
+    ("query_gradient", 32): launch(4, 1, BM=128, BN=32, COUNT=4, STAGES=3),
 }
-"""Settings of the kernels in :mod:`hopper`, written for one shape."""
+"""(kernel, features of keys and of values) to the settings of those in :mod:`hopper`, from the same command."""
 
 
 def settings(kernel: str, head_dim: int, value_dim: int, dtype: torch.dtype, device: torch.device) -> Launch:

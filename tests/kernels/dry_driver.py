@@ -77,9 +77,9 @@ def main() -> None:
     launch.architecture = tuning.architecture = lambda device: "sm90"
     attention.triton_problem = lambda *_: None
 
-    def train(T: int, H: int = 3) -> list[tuple[Any, ...]]:
+    def train(T: int, H: int = 3, D: int = 64) -> list[tuple[Any, ...]]:
         launches.clear()
-        q, k, v, dy = (torch.zeros(1, T, H, 64, dtype=torch.bfloat16) for _ in range(4))
+        q, k, v, dy = (torch.zeros(1, T, H, D, dtype=torch.bfloat16) for _ in range(4))
         leaves = [q, k, v, logsigmoid(torch.zeros(1, T, H))]
         for x in leaves:
             x.requires_grad_()
@@ -104,7 +104,7 @@ def main() -> None:
     for T, H in ((1024, 16), (1000, 1)):
         train(T, H)
     counts["other sizes"] = len(compiled)
-    by_look_up = train(500) + decode() + decode()
+    by_look_up = train(500) + train(500, D=32) + decode() + decode()
 
     seen: list[str] = []
 
@@ -118,7 +118,7 @@ def main() -> None:
 
     launch.run_kernel = lambda kernel, grid, *arguments, **constants: kernel[grid](*arguments, **constants)
     step.run_kernel = launch.run_kernel
-    by_triton = train(500) + decode() + decode()
+    by_triton = train(500) + train(500, D=32) + decode() + decode()
     print(
         json.dumps(
             {
