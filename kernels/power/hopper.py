@@ -117,6 +117,7 @@ def _accumulate(
             updated = updated + (warpgroup_mma_wait(1, deps=(before,)),)
         # Products that run on past the end of an iteration would be serialised by the assembler.
         sums = updated + (warpgroup_mma_wait(0, deps=(running,)),)
+    async_copy.wait_group(0)  # the tiles' memory is used again for the results, which a late copy would overwrite
 
     lines: gl.constexpr = gl.BlockedLayout([8, 1], [8, 4], [1, 4], [0, 1])
     row = gl.arange(0, V, layout=gl.SliceLayout(1, lines))
