@@ -54,7 +54,8 @@ SCALES: dict[str, tuple[Sizes, ...]] = {
         Sizes(MQAR(seq_len=256, vocab_size=256, num_pairs=48, num_rewrites=32, random_filler=False),
               64, 32, 2, (16, 32, 64, 128), (8, 16, 32), None, 64, 3e-3, 1.6e13),
         Sizes(Markov(seq_len=1024, num_states=16), 64, 32, 2, (16, 64, 256), (8, 16, 32), None, 16, 3e-3, 1.2e13),
-        Sizes(SourceCode(seq_len=16_384), 128, 32, 4, (64, 256, 1024), (16, 32, 64), 500_000.0, 2, 3e-3, 5e14, 1024, 8_000_000, 8),
+        Sizes(SourceCode(seq_len=16_384), 128, 32, 4, (64, 256, 1024), (16, 32, 64), 500_000.0, 2, 3e-3, 5e14,
+              1024, 8_000_000, 8),
     ),
     "paper": (
         Sizes(MQAR(seq_len=512, vocab_size=8192, num_pairs=64, random_filler=False),

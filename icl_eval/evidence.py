@@ -16,6 +16,7 @@ from icl_eval.models import Flops
 from icl_eval.positions import Positions
 from icl_eval.run_folder import Run, RunFolderError
 from icl_eval.statistics import CONFIDENCE, Curve, Estimate, cross_fitted, draws, each_once, estimate
+from icl_eval.tasks import TextTask
 
 Spent = Literal["flops", "seconds", "tokens"]
 ENDS = (0.25, 0.5, 1.0)
@@ -179,6 +180,11 @@ class Evidence:
         """Of losses: nats per byte, or nats per token where tokens were not measured as text."""
         return "nats/byte" if all(_is_bytes(arm) for arm in self.arms) else "nats/token"
 
+    @property
+    def unit_by_position(self) -> str:
+        """Of losses by position, which are those of tokens."""
+        return "nats/byte" if all(_reads_bytes(arm) for arm in self.arms) else "nats/token"
+
     def best(self, arm: ArmRuns, end: float | None = None) -> np.ndarray:
         """Best-context loss at a share of the budget (``self.end`` if not given)."""
         return self._best(arm, arm.snapshot(self.end if end is None else end))
@@ -253,5 +259,9 @@ class Evidence:
         return each_once(np.stack(sums), size)
 
 
+def _reads_bytes(arm: ArmRuns) -> bool:
+    return isinstance(arm.arm.task, TextTask) and arm.arm.task.num_tokens == 256
+
+
 def _is_bytes(arm: ArmRuns) -> bool:
-    return arm.arm.task.num_tokens == 256 or getattr(arm.positions[0], "document_bytes", None) is not None
+    return _reads_bytes(arm) or getattr(arm.positions[0], "document_bytes", None) is not None

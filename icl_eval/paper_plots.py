@@ -82,7 +82,7 @@ def plot_end_points(study: Study) -> Figure:
             line = curve(arm.positions)
             late = line.start >= arm.context // FIRST_SHARE
             _band(row[2], line.center[late], Estimate(*(bound[late] for bound in line.estimate)), style)
-        row[2].set(xlabel="position (tokens)", ylabel="held-out loss (nats/token)")
+        row[2].set(xlabel="position (tokens)", ylabel=f"held-out loss ({evidence.unit_by_position})")
         log_axis(row[2])
         row[0].set_title(f"{panel_titles([arms[0].arm.task])[arms[0].arm.task]} ({study.domain})")
         legend(row[0])
@@ -94,7 +94,7 @@ def plot_through_training(study: Study) -> Figure:
     rows = _rows(study)
     figure, axes = new_figure(rows=len(rows), columns=max(map(len, rows)))
     for row, arms in zip(axes, rows, strict=True):
-        limits = []
+        limits, unit = [], Evidence(arms).unit_by_position
         for ax, arm, style in zip(row, arms, _styles(arms), strict=False):
             shades = np.linspace(0.35, 1.0, len(arm.ends))
             for end, shade in zip(arm.ends, shades, strict=True):
@@ -107,9 +107,7 @@ def plot_through_training(study: Study) -> Figure:
                 }
                 ax.plot(line.center, line.estimate.value, **shaded)
                 limits.append(line.estimate.value[line.end >= 4])
-            ax.set(
-                xlabel="position (tokens)", ylabel="held-out loss (nats/token)", title=f"{arm.name}, {arm.context:,}"
-            )
+            ax.set(xlabel="position (tokens)", ylabel=f"held-out loss ({unit})", title=f"{arm.name}, {arm.context:,}")
             log_axis(ax)
             legend(ax)
         low, high = (f(np.concatenate(limits)) for f in (np.min, np.max))
@@ -134,7 +132,7 @@ def plot_differences(study: Study) -> Figure:
                 line = evidence.difference(arm, reference)
                 _band(ax, line.center, line.estimate, {**style, "label": f"{arm.name} - {reference.name}"})
         ax.axhline(0, color="black", lw=0.8)
-        ax.set(xlabel="position (tokens)", ylabel="difference of loss (nats/token)")
+        ax.set(xlabel="position (tokens)", ylabel=f"difference of loss ({evidence.unit_by_position})")
         ax.set_title(panel_titles([arms[0].arm.task])[arms[0].arm.task])
         log_axis(ax)
         legend(ax)

@@ -36,7 +36,8 @@ REGRESSION = replace(
     model=replace(TINY.arms[0].model, vocab_size=NUMBERS.num_tokens, input_dim=NUMBERS.input_dim, loss="squared_error"),
 )
 RATES = (2**-11, 2**-10, 2**-9, 2**-11, 2**-10, 2**-12)
-"""The same in float32, in which rates are read from a device; so small that steps do not multiply what rounds otherwise."""
+"""The same in float32, in which rates are read from a device; so small that steps do not multiply differences of
+rounding, which other kernels make in a graph."""
 
 
 def batches(arm: Arm) -> list[Batch]:
