@@ -34,8 +34,8 @@ def candidates(kernel: str, head_dim: int, on_hopper: bool) -> Iterator[Launch]:
             if count * 2 <= split_of(head_dim) and (not on_hopper or warps == 4):
                 yield launch(warps, 2, COUNT=count, BT=tokens, STAGES=stages)
     elif on_hopper:
-        for rows, columns, count, stages in itertools.product((64, 128), (32, 64), (2, 4), (2, 3, 4)):
-            yield launch(4, 1, BM=rows, BN=columns, COUNT=count, STAGES=stages)
+        for tile, other, count, stages in itertools.product((64, 128), (32, 64), (2, 4), (2, 3, 4)):
+            yield launch(4, 1, BM=tile, BN=other, COUNT=count, STAGES=stages)
     else:
         rows, columns = ("BK", "BQ") if kernel == "key_value_gradient" else ("BM", "BN")
         for (warps, tile), other, stages in itertools.product(((4, 64), (4, 128), (8, 128)), (32, 64), (3, 4)):
