@@ -52,8 +52,8 @@ def _copy_update(
     slot = step % STAGES
     tiles = chunk // BT
     step = gl.minimum(step, tiles * GROUPS - 1)
-    g = step // tiles
-    first = start + (step - g * tiles) * BT
+    first = start + step % tiles * BT
+    g = (step // tiles).to(gl.int64)
     _copy_tile(x_smem.index(slot), x_ptr + g * stride_xh, first, stride_xt, T, BT, N)
     _copy_tile(v_smem.index(slot), v_ptr + g * stride_vh, first, stride_vt, T, BT, V)
     layout: gl.constexpr = gl.BlockedLayout([1, 2], [1, 32], [4, 1], [1, 0])

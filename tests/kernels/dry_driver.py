@@ -105,6 +105,9 @@ def main() -> None:
         power_attention(*leaves, backend="triton", chunk_size=128).backward(dy)
         return list(launches)
 
+    def attend(x: Tensor) -> None:
+        power_attention(x, x, x, torch.zeros(x.shape[:3]), backend="triton", chunk_size=128)
+
     def decode() -> list[tuple[Any, ...]]:
         launches.clear()
         token = torch.zeros(2, 3, 64, dtype=torch.bfloat16)
@@ -123,6 +126,11 @@ def main() -> None:
     for T, H in ((1024, 16), (1000, 1)):
         train(T, H)
     counts["other sizes"] = len(compiled)
+    # rows that do not start at multiples of 16 elements: slices of a wider projection, and of a buffer
+    rows = torch.zeros(1, 300, 2, 72, dtype=torch.bfloat16)
+    attend(rows[..., :64])
+    attend(rows.flatten()[1 : 1 + 300 * 2 * 64].view(1, 300, 2, 64))
+
     by_look_up = train(500) + train(500, D=32) + decode() + decode()
 
     seen: list[str] = []
