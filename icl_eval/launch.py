@@ -1,8 +1,10 @@
 """Several runs of an experiment at once: as processes that share this machine, or as tasks of a Ray cluster."""
 
-import itertools
+import importlib
 import json
 import math
+import multiprocessing
+import multiprocessing.connection
 import os
 import subprocess
 import sys
@@ -18,6 +20,7 @@ import torch
 
 from icl_eval.config import config_from_dict
 from icl_eval.experiment import Experiment
+from icl_eval.minutes import minutes
 from icl_eval.presets import load_preset
 from icl_eval.run import run_experiment
 
@@ -72,20 +75,27 @@ def run_in_processes(
     root, jobs_left = _unfinished(experiment, out, preset, device, tracker, tuning, only)
     work = [job | {"runs_per_device": runs_per_device} for job in jobs_left]
     failures: dict[str, str] = {}
-    places: SimpleQueue[str | None] = SimpleQueue()
-    for place in itertools.islice(itertools.cycle(gpus or [None]), jobs):
-        places.put(place)
-    processes: set[subprocess.Popen] = set()
+    workers = [_Worker(gpus[slot % len(gpus)] if gpus else None, jobs) for slot in range(jobs)]
+    free: SimpleQueue[_Worker] = SimpleQueue()
+    for worker in workers:
+        free.put(worker)
+
+    def run(job: Job) -> str | None:
+        worker = free.get()
+        try:
+            return worker.run(job)
+        finally:
+            free.put(worker)
+
     with ThreadPoolExecutor(jobs) as pool:
-        running = {pool.submit(_run_in_process, job, jobs, places, processes): job for job in work}
+        running = {pool.submit(run, job): job for job in work}
         try:
             for ended in as_completed(running):
                 _note(running[ended], ended.result(), failures, on_end)
-        except BaseException:  # Ctrl-C, above all
+        finally:
             pool.shutdown(wait=False, cancel_futures=True)
-            for process in tuple(processes):
-                process.terminate()
-            raise
+            for worker in workers:
+                worker.stop()
     return root, failures
 
 
@@ -174,11 +184,12 @@ def _unfinished(
         "tracker": tracker,
         "tuning": tuning,
     }
-    runs = [(arm.name, seed) for seed in experiment.seeds for arm in experiment.arms]
+    longest_first = sorted(experiment.arms, key=lambda arm: -minutes(arm, experiment.snapshots))
+    runs = [(arm, seed) for seed in experiment.seeds for arm in longest_first]
     return root, [
-        {**shared, "arm": arm, "seed": seed}
+        {**shared, "arm": arm.name, "seed": seed, "compiled": arm.training.compile}
         for arm, seed in runs
-        if (only is None or (arm, seed) in only) and not (root / arm / f"seed{seed}" / "DONE").exists()
+        if (only is None or (arm.name, seed) in only) and not (root / arm.name / f"seed{seed}" / "DONE").exists()
     ]
 
 
@@ -197,45 +208,86 @@ def _gpus(device: str) -> list[str]:
     return visible.split(",") if visible else [str(index) for index in range(torch.cuda.device_count())]
 
 
-def _run_in_process(
-    job: Job, jobs: int, places: SimpleQueue[str | None], processes: set[subprocess.Popen]
-) -> str | None:
-    """Run a job to its end in a process, which is in ``processes`` meanwhile; returns why it failed, if it did.
+class _Worker:
+    """A process that runs jobs one after the other, each in a process of its own.
 
-    It takes the first of ``places``, the GPUs that are free, and gives it back.
+    What all runs import it imports once, which takes longer than many a run; the processes that it forks have that.
+
+    Args:
+        gpu: what its runs see, as ``CUDA_VISIBLE_DEVICES`` names it.
+        workers: how many there are, which share this machine's cores.
     """
-    environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs)), **os.environ}
-    place = places.get()
-    if place is not None:
-        environment["CUDA_VISIBLE_DEVICES"] = place
-    command = [sys.executable, "-m", "icl_eval.launch"]
-    with (
-        tempfile.TemporaryFile() as errors,
-        subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=errors, env=environment
-        ) as run,
-    ):
-        processes.add(run)
-        assert run.stdin is not None
-        run.stdin.write(json.dumps(job).encode() + b"\n")
-        run.stdin.flush()
-        status = run.wait()
-        processes.remove(run)
-        places.put(place)
-        errors.seek(0)
-        lines = errors.read().decode(errors="replace").strip().splitlines()
-    if status == 0:
-        return None
-    return f"killed by signal {-status}" if status < 0 else (lines or ["no reason given"])[-1]
+
+    def __init__(self, gpu: str | None, workers: int):
+        share = str(max(1, (os.cpu_count() or 1) // workers))
+        self.environment = {"OMP_NUM_THREADS": share, "TORCHINDUCTOR_COMPILE_THREADS": share, **os.environ}
+        if gpu is not None:
+            self.environment["CUDA_VISIBLE_DEVICES"] = gpu
+        self.errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed by stop)
+        self.process: subprocess.Popen | None = None
+
+    def run(self, job: Job) -> str | None:
+        """Run a job to its end; returns why it failed, if it did."""
+        self.errors.seek(0)
+        self.errors.truncate()
+        if self.process is None or self.process.poll() is not None:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "icl_eval.launch"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self.errors,
+                env=self.environment,
+            )
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(json.dumps(job).encode() + b"\n")
+        self.process.stdin.flush()
+        status = int(self.process.stdout.readline() or self.process.wait())
+        if status == 0:
+            return None
+        if status < 0:
+            return f"killed by signal {-status}"
+        self.errors.seek(0)
+        lines = self.errors.read().decode(errors="replace").strip().splitlines()
+        return (lines or ["no reason given"])[-1]
+
+    def stop(self) -> None:
+        """End the process, and the run that is under way."""
+        if self.process is not None:
+            with self.process:
+                assert self.process.stdin is not None
+                self.process.stdin.close()
+        self.errors.close()
+
+
+def _serve() -> None:
+    """Run the job of every line read, and write how its process ended; at the end of the input, end what runs."""
+    forks = sys.platform == "linux"
+    context = multiprocessing.get_context("fork") if forks else multiprocessing.get_context("spawn")
+    while line := sys.stdin.readline():
+        job = json.loads(line)
+        if job["compiled"]:
+            importlib.import_module("torch._inductor.compile_fx")
+        run = context.Process(target=_run_forked, args=(job,))
+        run.start()
+        if run.sentinel not in multiprocessing.connection.wait([run.sentinel, sys.stdin.fileno()]):
+            run.kill()
+        run.join()
+        print(run.exitcode, flush=True)
+
+
+def _run_forked(job: Job) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    run_job(job)
 
 
 def _end_with_parent() -> None:
-    """Wait for the parent to close the pipe, which it does when it ends, however it ends."""
-    sys.stdin.read()
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
     os._exit(1)
 
 
 if __name__ == "__main__":
-    handed_over = json.loads(sys.stdin.readline())
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    run_job(handed_over)
+    _serve()

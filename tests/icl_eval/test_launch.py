@@ -1,6 +1,5 @@
 """Several runs at once: processes on this machine, and tasks of a Ray cluster whose workers die."""
 
-import io
 import json
 import os
 import signal
@@ -16,7 +15,7 @@ from types import SimpleNamespace
 import pytest
 
 from icl_eval import Budget
-from icl_eval.launch import _gpus, run_here, run_in_processes, run_on_ray
+from icl_eval.launch import Job, _gpus, _Worker, run_here, run_in_processes, run_on_ray
 from icl_eval.presets import load_preset
 from icl_eval.run_folder import RunFolder, RunFolderError, load_runs
 from tests.icl_eval.test_run import assert_identical
@@ -92,15 +91,17 @@ def test_a_run_that_dies_is_reported_and_stops_no_other(preset: Path, undisturbe
     assert json.loads((root / "experiment.json").read_text())["preset"] == "killing.py"
 
 
-def test_processes_end_with_their_parent(tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", ["close", "kill"])
+def test_processes_end_with_their_parent(how: str, tmp_path: Path) -> None:
     long = replace(load_preset(TINY).arms[0], budget=Budget(flops=1e13))
     job = {
         "preset": TINY, "experiment": replace(load_preset(TINY), arms=(long,)).to_dict(), "arm": long.name, "seed": 0,
         "out": str(tmp_path), "device": "cpu", "tracker": None, "tuning": None,
-        "runs_per_device": 1,
+        "runs_per_device": 1, "compiled": False,
     }  # fmt: skip
-    child = subprocess.Popen([sys.executable, "-m", "icl_eval.launch"], stdin=subprocess.PIPE)
+    child = subprocess.Popen([sys.executable, "-m", "icl_eval.launch"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert child.stdin is not None
+    assert child.stdout is not None
     child.stdin.write(json.dumps(job).encode() + b"\n")
     child.stdin.flush()
     deadline = time.monotonic() + 120
@@ -113,34 +114,36 @@ def test_processes_end_with_their_parent(tmp_path: Path) -> None:
         RunFolder(config.parent).locked(),
     ):
         pass
+    if how == "kill":
+        child.kill()
     child.stdin.close()
-    assert child.wait(timeout=60) == 1
-    with RunFolder(config.parent).locked():
-        pass
+    child.wait(timeout=60)
+    assert child.stdout.read() == (b"" if how == "kill" else b"-9\n")
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            with RunFolder(config.parent).locked():
+                return
+        except RunFolderError:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
 
 
 def test_a_process_takes_the_gpu_that_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """However long the runs take: handed out in turns beforehand, the third of them would wait for a busy GPU."""
     seconds, busy, together = {"0": 0.4, "1": 0.02}, Counter(), []
 
-    class Process:
-        def __init__(self, *args: object, env: dict[str, str], **options: object):
-            self.gpu, self.stdin = env["CUDA_VISIBLE_DEVICES"], io.BytesIO()
-
-        def __enter__(self) -> "Process":
-            busy[self.gpu] += 1
-            together.append((self.gpu, busy[self.gpu]))
-            return self
-
-        def __exit__(self, *error: object) -> None: ...
-
-        def wait(self) -> int:
-            time.sleep(seconds[self.gpu])
-            busy[self.gpu] -= 1
-            return 0
+    class Worker(_Worker):
+        def run(self, job: Job) -> str | None:
+            gpu = self.environment["CUDA_VISIBLE_DEVICES"]
+            busy[gpu] += 1
+            together.append((gpu, busy[gpu]))
+            time.sleep(seconds[gpu])
+            busy[gpu] -= 1
+            return None
 
     monkeypatch.setattr("icl_eval.launch._gpus", lambda device: ["0", "1"])
-    monkeypatch.setattr("subprocess.Popen", Process)
+    monkeypatch.setattr("icl_eval.launch._Worker", Worker)
     sweep = replace(load_preset(TINY), seeds=(0, 1, 2, 3, 4))
     run_in_processes(sweep, tmp_path, jobs=2)
     assert {count for _, count in together} == {1}
@@ -150,6 +153,16 @@ def test_a_process_takes_the_gpu_that_is_free(tmp_path: Path, monkeypatch: pytes
     assert run_in_processes(timed, tmp_path, jobs=2)[1] == {}
     with pytest.raises(ValueError, match="jobs = 3: the budget of arm 'mqar-softmax' is in seconds"):
         run_in_processes(timed, tmp_path, jobs=3)
+
+
+def test_the_longest_run_of_a_seed_starts_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started = []
+    monkeypatch.setattr(_Worker, "run", lambda self, job: started.append((job["arm"], job["seed"])))
+    tiny = load_preset(TINY)
+    arm = tiny.arms[0]
+    arms = tuple(replace(arm, name=f"{flops / 1e9:g}", budget=Budget(flops=flops)) for flops in (2e10, 8e10, 4e10))
+    run_in_processes(replace(tiny, arms=arms, seeds=(0, 1)), tmp_path, jobs=1, device="cpu")
+    assert started == [(arm, seed) for seed in (0, 1) for arm in ("80", "40", "20")]
 
 
 def test_gpus_are_taken_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
