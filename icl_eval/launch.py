@@ -1,6 +1,5 @@
 """Several runs of an experiment at once: as processes that share this machine, or as tasks of a Ray cluster."""
 
-import importlib
 import json
 import math
 import multiprocessing
@@ -187,7 +186,7 @@ def _unfinished(
     longest_first = sorted(experiment.arms, key=lambda arm: -minutes(arm, experiment.snapshots))
     runs = [(arm, seed) for seed in experiment.seeds for arm in longest_first]
     return root, [
-        {**shared, "arm": arm.name, "seed": seed, "compiled": arm.training.compile}
+        {**shared, "arm": arm.name, "seed": seed}
         for arm, seed in runs
         if (only is None or (arm.name, seed) in only) and not (root / arm.name / f"seed{seed}" / "DONE").exists()
     ]
@@ -211,7 +210,8 @@ def _gpus(device: str) -> list[str]:
 class _Worker:
     """A process that runs jobs one after the other, each in a process of its own.
 
-    What all runs import it imports once, which takes longer than many a run; the processes that it forks have that.
+    What all runs import it imports once; the processes that it forks have that. torch's compiler is not among it: to
+    import that starts CUDA, which does not survive a fork.
 
     Args:
         gpu: what its runs see, as ``CUDA_VISIBLE_DEVICES`` names it.
@@ -265,10 +265,7 @@ def _serve() -> None:
     forks = sys.platform == "linux"
     context = multiprocessing.get_context("fork") if forks else multiprocessing.get_context("spawn")
     while line := sys.stdin.readline():
-        job = json.loads(line)
-        if job["compiled"]:
-            importlib.import_module("torch._inductor.compile_fx")
-        run = context.Process(target=_run_forked, args=(job,))
+        run = context.Process(target=_run_forked, args=(json.loads(line),))
         run.start()
         if run.sentinel not in multiprocessing.connection.wait([run.sentinel, sys.stdin.fileno()]):
             run.kill()

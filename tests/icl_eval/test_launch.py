@@ -97,7 +97,7 @@ def test_processes_end_with_their_parent(how: str, tmp_path: Path) -> None:
     job = {
         "preset": TINY, "experiment": replace(load_preset(TINY), arms=(long,)).to_dict(), "arm": long.name, "seed": 0,
         "out": str(tmp_path), "device": "cpu", "tracker": None, "tuning": None,
-        "runs_per_device": 1, "compiled": False,
+        "runs_per_device": 1,
     }  # fmt: skip
     child = subprocess.Popen([sys.executable, "-m", "icl_eval.launch"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert child.stdin is not None
@@ -153,6 +153,13 @@ def test_a_process_takes_the_gpu_that_is_free(tmp_path: Path, monkeypatch: pytes
     assert run_in_processes(timed, tmp_path, jobs=2)[1] == {}
     with pytest.raises(ValueError, match="jobs = 3: the budget of arm 'mqar-softmax' is in seconds"):
         run_in_processes(timed, tmp_path, jobs=3)
+
+
+@pytest.mark.gpu
+def test_forked_runs_can_use_the_gpu(tmp_path: Path) -> None:
+    root, failures = run_in_processes(load_preset(TINY), tmp_path, jobs=1, preset=TINY, device="cuda")
+    assert failures == {}
+    assert {run.status["status"] for run in load_runs(root)} == {"complete"}
 
 
 def test_the_longest_run_of_a_seed_starts_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
