@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from icl_eval.drawing import arm_styles, legend, log_axis, new_figure, seconds_label, spending_axis
+from icl_eval.drawing import arm_styles, legend, log_axis, new_figure, new_panels, seconds_label, spending_axis
 from icl_eval.evidence import ArmRuns, Evidence, MissingEvidenceError, Spent
 from icl_eval.gates import DECIDING_SCALES
 from icl_eval.groups import group_runs, panel_titles
@@ -123,8 +123,8 @@ def plot_differences(study: Study) -> Figure:
     rows = [arms for arms in _rows(study) if len(arms) > 1]
     if not rows:
         raise MissingEvidenceError("no task has two arms")
-    figure, axes = new_figure(rows=1, columns=len(rows))
-    for ax, arms in zip(axes[0], rows, strict=True):
+    figure, axes = new_panels(len(rows))
+    for ax, arms in zip(axes, rows, strict=True):
         evidence = Evidence(arms)
         reference = _reference(arms)
         for arm, style in zip(arms, _styles(arms), strict=True):

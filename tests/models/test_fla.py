@@ -192,6 +192,7 @@ def on_gpu(config: MixerConfig, dtype: torch.dtype, T: int = 300, cut: int = 170
 
 
 @pytest.mark.gpu
+@pytest.mark.timeout(1200)  # fla times many settings of each kernel first: minutes, where others use the GPU
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("name", MIXERS)
 def test_kernels_on_a_gpu_are_as_right_as_the_torch_form(name: str, dtype: torch.dtype) -> None:
