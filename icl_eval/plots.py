@@ -81,17 +81,21 @@ def plot_loss_by_position(runs: Sequence[Run]) -> Figure:
 
 
 def plot_score_by_state(runs: Sequence[Run]) -> Figure:
-    """The frontier: what an arm's state buys, against its bytes; a line joins the arms of one mixer."""
+    """The frontier: what an arm's state buys, against its bytes; a line joins the arms of one mixer and backbone."""
 
     def draw(ax: Axes, task: Task, groups: list[Group]) -> None:
-        families: dict[str, list[Group]] = {}
+        families: dict[tuple[str, str], list[Group]] = {}
         for group in groups:
-            families.setdefault(re.sub(r"-\d+$", "", group.arm.model.label), []).append(group)
-        for members, style in zip(families.values(), arm_styles([m[0] for m in families.values()]), strict=True):
+            families.setdefault((_mixer(group), _backbone(group)), []).append(group)
+        mixers = [mixer for mixer, _ in families]
+        styles = arm_styles([members[0] for members in families.values()])
+        for (mixer, backbone), style in zip(families, styles, strict=True):
+            members = families[mixer, backbone]
+            name = members[0].name if len(members) == 1 else mixer
             drawn = sorted((group for group in members if group.positions), key=_state_bytes)
             value, low, high = np.array([_score(group) for group in drawn]).reshape(-1, 3).T
             ends = [group.label for group in members if group.label != group.name]
-            label = ", ".join([_family_label(members), *ends])
+            label = ", ".join([f"{backbone} {mixer}" if mixers.count(mixer) > 1 else name, *ends])
             size = [_state_bytes(group) for group in drawn]
             ax.errorbar(size, value, yerr=[value - low, high - value], capsize=3, label=label, **style)
         _score_axis(ax, task, groups)
@@ -103,8 +107,13 @@ def plot_score_by_state(runs: Sequence[Run]) -> Figure:
     return _panels(runs, draw)
 
 
-def _family_label(members: Sequence[Group]) -> str:
-    return members[0].name if len(members) == 1 else re.sub(r"-\d+$", "", members[0].arm.model.label)
+def _mixer(group: Group) -> str:
+    """What the models of a family are called: without the size of a window, say."""
+    return re.sub(r"-\d+$", "", group.arm.model.label)
+
+
+def _backbone(group: Group) -> str:
+    return "" if isinstance(group.arm, MeasuredArm) else type(group.arm.model.backbone).__name__.lower()
 
 
 def _state_bytes(group: Group) -> int:

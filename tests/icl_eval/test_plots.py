@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 
 from icl_eval import Arm, Budget, Experiment, Training, load_run, load_runs
 from icl_eval.groups import group_runs
-from icl_eval.models import ModelConfig, Softmax, Window
+from icl_eval.models import RWKV, ModelConfig, Softmax, Transformer, Window
 from icl_eval.plots import plot_loss_by_position, plot_score_by_state, plot_training
 from icl_eval.run import run_experiment
 from icl_eval.run_folder import Run, RunFolder
@@ -73,6 +73,27 @@ def test_a_family_is_one_line_over_bytes_with_intervals(panels: dict[str, Axes],
     bars = [segment[:, 1] for segment in ax.containers[1].lines[2][0].get_segments()]
     np.testing.assert_allclose(bars, [[e.low, e.high] for e in expected])
     assert ax.get_xscale() == "log"
+
+
+def test_no_line_joins_two_backbones(tmp_path: Path) -> None:
+    task = TASKS["mqar"]
+    arms = tuple(
+        Arm(
+            name=f"{name}-{mixer.label}",
+            task=task,
+            model=ModelConfig(vocab_size=task.num_tokens, num_layers=1, mixers=(mixer,), backbone=backbone),
+            training=Training(batch_size=4),
+            budget=Budget(tokens=512),
+        )
+        for name, backbone in {"a": Transformer(), "b": RWKV()}.items()
+        for mixer in (Softmax(width=8, num_heads=2), Window(width=8, num_heads=2, window=4))
+    )
+    experiment = Experiment(name="two", question="?", arms=arms, eval_sequences=16, eval_batch_size=8, snapshots=1)
+    figure = plot_score_by_state(load_runs(run_experiment(experiment, tmp_path, device="cpu")))
+    labels = [container.get_label() for container in figure.axes[0].containers]
+    assert labels == ["transformer softmax", "transformer window", "rwkv softmax", "rwkv window"]
+    assert all(len(container.lines[0].get_xdata()) == 1 for container in figure.axes[0].containers)
+    plt.close(figure)
 
 
 def test_each_task_is_scored_in_its_own_way(panels: dict[str, Axes], runs: list[Run]) -> None:
