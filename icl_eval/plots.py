@@ -97,7 +97,8 @@ def plot_score_by_state(runs: Sequence[Run]) -> Figure:
             ends = [group.label for group in members if group.label != group.name]
             label = ", ".join([f"{backbone} {mixer}" if mixers.count(mixer) > 1 else name, *ends])
             size = [_state_bytes(group) for group in drawn]
-            ax.errorbar(size, value, yerr=[value - low, high - value], capsize=3, label=label, **style)
+            fill = style["color"] if style["ls"] == "-" else "white"  # dashes do not show on a single point
+            ax.errorbar(size, value, yerr=[value - low, high - value], capsize=3, label=label, mfc=fill, **style)
         _score_axis(ax, task, groups)
         ax.set_xlabel(f"state at context {task.seq_len:,} (bytes a sequence)")
         ax.margins(x=0.15)

@@ -92,7 +92,9 @@ def test_no_line_joins_two_backbones(tmp_path: Path) -> None:
     figure = plot_score_by_state(load_runs(run_experiment(experiment, tmp_path, device="cpu")))
     labels = [container.get_label() for container in figure.axes[0].containers]
     assert labels == ["transformer softmax", "transformer window", "rwkv softmax", "rwkv window"]
-    assert all(len(container.lines[0].get_xdata()) == 1 for container in figure.axes[0].containers)
+    lines = [container.lines[0] for container in figure.axes[0].containers]
+    assert all(len(line.get_xdata()) == 1 for line in lines)
+    assert len({(line.get_marker(), line.get_markerfacecolor()) for line in lines}) == 4
     plt.close(figure)
 
 
