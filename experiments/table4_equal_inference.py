@@ -8,7 +8,9 @@ from icl_eval.models import Power, Softmax, Window
 
 
 def experiment(scale: str = "smoke") -> Experiment:
-    """With heads of 64, 1,024 tokens of keys and values are as many numbers as the state of p=2 (to 3 %)."""
+    """With heads of 64, 1,024 tokens of keys and values are as many numbers as the state of p=2 (to 3 %).
+
+    At ``h200`` the window and p=2 are the runs of ``fig7_balanced_icl``, setting by setting."""
     size, short, long, tokens_per_step, flops = {
         "smoke": (TINY, 16, 64, 128, 4e7),
         "h200": (MICRO, 1024, 4096, 32_768, 1.6e16),
@@ -22,6 +24,6 @@ def experiment(scale: str = "smoke") -> Experiment:
             arm(mixer.name, mixer, context=context)
             for mixer, context in ((Window(window=short), long), (Softmax(), short), (Power(), long))
         ),
-        eval_sequences=64 if scale == "smoke" else 2048,
+        eval_sequences=64 if scale == "smoke" else 4096,
         eval_batch_size=16,
     )
