@@ -30,9 +30,9 @@ class Difference(NamedTuple):
 
 
 def compare(
-    arms: Mapping[str, Sequence[Positions]], metric: Metric = "nll", baseline: str | None = None
+    arms: Mapping[str, Sequence[Positions]], metric: Metric = "nll", pairs: Sequence[tuple[str, str]] | None = None
 ) -> list[Difference]:
-    """Every pair of arms, or every arm with a baseline, by position.
+    """Pairs of arms, all if none are given, by position.
 
     Documents are resampled for all arms alike, and seeds alike where arms have as many, so differences are paired. The
     max-\\|t\\| bootstrap over all bins of all pairs keeps the chance that any of them is called different without
@@ -51,7 +51,7 @@ def compare(
                 f"{names[0]} and {name} were not measured on the same documents, so they cannot be paired; "
                 "measure them with one command"
             )
-    pairs = [(name, baseline) for name in names if name != baseline] if baseline else list(combinations(names, 2))
+    pairs = pairs or list(combinations(names, 2))
     reached = well_reached(*(runs[0].document_count for runs in arms.values()))
 
     def drawn_at(confidence: float) -> np.ndarray:

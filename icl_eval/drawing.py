@@ -12,7 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from icl_eval.groups import Group
+from icl_eval.experiment import Arm
+from icl_eval.measured import MeasuredArm
 from icl_eval.models import ModelConfig
 from icl_eval.run_folder import Run, RunFolderError
 
@@ -58,12 +59,12 @@ def save_figure(figure: Figure, file: Path) -> None:
         plt.close(figure)
 
 
-def arm_styles(groups: Sequence[Group]) -> list[dict]:
+def arm_styles(arms: Sequence[Arm | MeasuredArm]) -> list[dict]:
     """Colour and marker of each arm; an arm whose mixer another has taken in this panel keeps the colour, dashed."""
     styles: list[dict] = []
     taken: list[str] = []
-    for group in groups:
-        model = group.arm.model
+    for arm in arms:
+        model = arm.model
         mixer = model.mixers[0].name if isinstance(model, ModelConfig) else model.label
         color = _COLORS.get(mixer, _OTHERS[crc32(mixer.encode()) % len(_OTHERS)])
         dashes = ("-", "--", "-.", ":")[taken.count(mixer) % 4]
@@ -105,6 +106,13 @@ def fit_to_lines(ax: Axes) -> None:
     if values.size:
         margin = 0.06 * np.ptp(values) or 0.5
         ax.set_ylim(values.min() - margin, values.max() + margin)
+
+
+def share_heights(panels: Sequence[Axes]) -> None:
+    """Give panels whose curves are to be compared one vertical range: all that any of them shows."""
+    low, high = np.array([ax.get_ylim() for ax in panels]).T
+    for ax in panels:
+        ax.set_ylim(low.min(), high.max())
 
 
 def legend(ax: Axes) -> None:

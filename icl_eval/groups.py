@@ -14,8 +14,8 @@ from icl_eval.tasks import Task
 
 class Group(NamedTuple):
     """The runs of one arm, one a seed; those that diverged are counted, not drawn. Named by model, or by arm where
-    models share a name; what the names of all the task's arms begin with, as in ``mqar-power``, is left out. Arms of
-    several experiments that share even that are told apart by their experiments' folders.
+    models share a name or there is but one; what the names of all the task's arms begin with, as in ``mqar-power``, is
+    left out. Arms of several experiments that share even that are told apart by their experiments' folders.
     """
 
     arm: Arm | MeasuredArm
@@ -30,6 +30,11 @@ class Group(NamedTuple):
     def folder(self) -> str:
         """The name of the experiment's folder."""
         return self.runs[0].path.parents[2 if isinstance(self.arm, MeasuredArm) else 1].name
+
+    @property
+    def backbone(self) -> str:
+        """The backbone's name; empty where nothing was trained here."""
+        return "" if isinstance(self.arm, MeasuredArm) else type(self.arm.model.backbone).__name__.lower()
 
     @property
     def label(self) -> str:
@@ -51,7 +56,8 @@ def group_runs(runs: Iterable[Run]) -> dict[Task, list[Group]]:
         kind = groups[0].arm.name.split("-")[0] + "-"
         if len(set(names)) == 1 or not all(group.arm.name.startswith(kind) for group in groups):
             kind = ""
-        groups[:] = [g._replace(name=g.arm.name.removeprefix(kind)) if names.count(g.name) > 1 else g for g in groups]
+        shared = [name for name in names if names.count(name) > 1 or len(names) == 1]
+        groups[:] = [g._replace(name=g.arm.name.removeprefix(kind)) if g.name in shared else g for g in groups]
         names = [group.name for group in groups]
         groups[:] = [g._replace(name=f"{g.name}, {g.folder}") if names.count(g.name) > 1 else g for g in groups]
     return tasks

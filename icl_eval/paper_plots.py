@@ -1,6 +1,7 @@
 """Figures of the paper's comparisons: losses at the ends of branches, curves through training, paired differences."""
 
 import io
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,10 +14,11 @@ from PIL import Image
 from icl_eval.drawing import arm_styles, legend, log_axis, new_figure, new_panels, seconds_label, spending_axis
 from icl_eval.evidence import ArmRuns, Evidence, MissingEvidenceError, Spent
 from icl_eval.gates import DECIDING_SCALES
-from icl_eval.groups import group_runs, panel_titles
+from icl_eval.groups import panel_titles
 from icl_eval.run_folder import write_atomically
 from icl_eval.statistics import Estimate, curve, estimate
 from icl_eval.studies import Study
+from icl_eval.tasks import Task
 
 CAPTIONS = {
     "end_points": "Best-context loss of finished models (ends of decay branches) against training FLOPs (causal) "
@@ -63,7 +65,7 @@ def _png(figure: Figure) -> bytes:
 
 
 def plot_end_points(study: Study) -> Figure:
-    """Best-context loss at branch ends against FLOPs and seconds, and the curves at the end; a row a task."""
+    """Best-context loss at branch ends against FLOPs and seconds, and the curves at the end."""
     rows = _rows(study)
     figure, axes = new_figure(rows=len(rows), columns=3)
     for row, arms in zip(axes, rows, strict=True):
@@ -84,13 +86,14 @@ def plot_end_points(study: Study) -> Figure:
             _band(row[2], line.center[late], Estimate(*(bound[late] for bound in line.estimate)), style)
         row[2].set(xlabel="position (tokens)", ylabel=f"held-out loss ({evidence.unit_by_position})")
         log_axis(row[2])
-        row[0].set_title(f"{panel_titles([arms[0].arm.task])[arms[0].arm.task]} ({study.domain})")
+        titles = panel_titles(dict.fromkeys(arm.arm.task for arm in arms)).values()
+        row[0].set_title(f"{' and '.join(titles)} ({study.domain})")
         legend(row[0])
     return figure
 
 
 def plot_through_training(study: Study) -> Figure:
-    """In-context learning curves at the ends of branches, a panel an arm, arms of a task on one scale."""
+    """In-context learning curves at the ends of branches, a panel an arm, arms of a row on one scale."""
     rows = _rows(study)
     figure, axes = new_figure(rows=len(rows), columns=max(map(len, rows)))
     for row, arms in zip(axes, rows, strict=True):
@@ -120,7 +123,7 @@ def plot_through_training(study: Study) -> Figure:
 
 def plot_differences(study: Study) -> Figure:
     """Paired differences by position from a reference arm, which is power, or softmax, or the last; a panel a task."""
-    rows = [arms for arms in _rows(study) if len(arms) > 1]
+    rows = [arms for arms in _rows(study, most=0) if len(arms) > 1]
     if not rows:
         raise MissingEvidenceError("no task has two arms")
     figure, axes = new_panels(len(rows))
@@ -139,13 +142,16 @@ def plot_differences(study: Study) -> Figure:
     return figure
 
 
-def _rows(study: Study) -> list[tuple[ArmRuns, ...]]:
-    """The arms by task and backbone, those that diverged left out."""
+def _rows(study: Study, most: int = 4) -> list[tuple[ArmRuns, ...]]:
+    """The arms by backbone, and by task as well where they are more than ``most``; those that diverged are left out."""
+    rows: dict[tuple[str, Task | None], list[ArmRuns]] = {}
     arms = [arm for arm in study.paired if arm.runs and not any(run.diverged for run in arm.runs)]
-    keys = dict.fromkeys((arm.arm.task, arm.backbone) for arm in arms)
-    if not keys:
+    sizes = Counter(arm.backbone for arm in arms)
+    for arm in arms:
+        rows.setdefault((arm.backbone, arm.arm.task if sizes[arm.backbone] > most else None), []).append(arm)
+    if not rows:
         raise MissingEvidenceError("every arm diverged")
-    return [tuple(arm for arm in arms if (arm.arm.task, arm.backbone) == key) for key in keys]
+    return [tuple(row) for row in rows.values()]
 
 
 def _reference(arms: Sequence[ArmRuns]) -> ArmRuns:
@@ -154,8 +160,7 @@ def _reference(arms: Sequence[ArmRuns]) -> ArmRuns:
 
 
 def _styles(arms: Sequence[ArmRuns]) -> list[dict]:
-    groups = [group for found in group_runs([run for arm in arms for run in arm.runs]).values() for group in found]
-    return [{**style, "label": arm.name} for arm, style in zip(arms, arm_styles(groups), strict=True)]
+    return [{**style, "label": arm.name} for arm, style in zip(arms, arm_styles([a.arm for a in arms]), strict=True)]
 
 
 def _band(ax: Axes, x: np.ndarray, y: Estimate, style: dict) -> None:

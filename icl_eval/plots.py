@@ -1,7 +1,7 @@
 """Figures, drawn from run folders alone."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from icl_eval.drawing import (
     new_panels,
     save_figure,
     seconds_label,
+    share_heights,
     spending_axis,
 )
 from icl_eval.experiment import Arm
@@ -58,7 +59,7 @@ def plot_loss_by_position(runs: Sequence[Run]) -> Figure:
     """
 
     def draw(ax: Axes, task: Task, groups: list[Group]) -> None:
-        for group, style in zip(groups, arm_styles(groups), strict=True):
+        for group, style in zip(groups, arm_styles([group.arm for group in groups]), strict=True):
             if not group.positions:
                 ax.plot([], [], label=group.label, **style)
                 continue
@@ -86,9 +87,9 @@ def plot_score_by_state(runs: Sequence[Run]) -> Figure:
     def draw(ax: Axes, task: Task, groups: list[Group]) -> None:
         families: dict[tuple[str, str], list[Group]] = {}
         for group in groups:
-            families.setdefault((_mixer(group), _backbone(group)), []).append(group)
+            families.setdefault((_mixer(group), group.backbone), []).append(group)
         mixers = [mixer for mixer, _ in families]
-        styles = arm_styles([members[0] for members in families.values()])
+        styles = arm_styles([members[0].arm for members in families.values()])
         for (mixer, backbone), style in zip(families, styles, strict=True):
             members = families[mixer, backbone]
             name = members[0].name if len(members) == 1 else mixer
@@ -111,10 +112,6 @@ def plot_score_by_state(runs: Sequence[Run]) -> Figure:
 def _mixer(group: Group) -> str:
     """What the models of a family are called: without the size of a window, say."""
     return re.sub(r"-\d+$", "", group.arm.model.label)
-
-
-def _backbone(group: Group) -> str:
-    return "" if isinstance(group.arm, MeasuredArm) else type(group.arm.model.backbone).__name__.lower()
 
 
 def _state_bytes(group: Group) -> int:
@@ -174,7 +171,7 @@ def plot_training(runs: Sequence[Run]) -> Figure:
         for ax, (spent, label) in zip(
             column, (("flops", "training FLOPs"), ("seconds", seconds_label(runs))), strict=True
         ):
-            for group, style in zip(groups, arm_styles(groups), strict=True):
+            for group, style in zip(groups, arm_styles([group.arm for group in groups]), strict=True):
                 positions = group.positions
                 points = [_score(group, k) for k in range(len(positions[0].step) if positions else 0)]
                 value, low, high = np.array(points).reshape(-1, 3).T
@@ -188,6 +185,8 @@ def plot_training(runs: Sequence[Run]) -> Figure:
             spending_axis(ax)
         column[0].set_title(titles[task])
         legend(column[0])
+    for row in axes:
+        _share_heights(tasks, row)
     return figure
 
 
@@ -199,7 +198,17 @@ def _panels(runs: Sequence[Run], draw: Callable[[Axes, Task, list[Group]], None]
         draw(ax, task, groups)
         ax.set_title(titles[task])
         legend(ax)
+    _share_heights(tasks, axes)
     return figure
+
+
+def _share_heights(tasks: Iterable[Task], axes: Iterable[Axes]) -> None:
+    """One vertical range for the panels of a task at several contexts."""
+    panels: dict[tuple[str, str], list[Axes]] = {}
+    for task, ax in zip(tasks, axes, strict=True):
+        panels.setdefault((task.name, loss_label(task)), []).append(ax)
+    for same in panels.values():
+        share_heights(same)
 
 
 def _well_read(positions: Positions, share: float) -> Positions:

@@ -135,7 +135,9 @@ def in_context_learning(runs: Sequence[Run]) -> list[str]:
     octaves of context tells long memories from short ones by noise alone.
     """
     sentences = []
-    for task, groups in group_runs(runs).items():
+    tasks = group_runs(runs)
+    titles = panel_titles(tasks)
+    for task, groups in tasks.items():
         if isinstance(task, GeneratedTask) or task.optimum(np.array([1])) is not None:
             continue
         early = max(task.seq_len // 8, 1)
@@ -146,7 +148,7 @@ def in_context_learning(runs: Sequence[Run]) -> list[str]:
                 "context is worth something here" if valid else "at this budget it decides nothing about long memory"
             )
             sentences.append(
-                f"{task.name}: from position {early:,} to the end of the context the loss falls by {gain.value:.3f} "
+                f"{titles[task]}: from position {early:,} to its end the loss falls by {gain.value:.3f} "
                 f"[{gain.low:.3f}, {gain.high:.3f}] nats for {label}, the most of all arms: {verdict}."
             )
     return sentences
@@ -158,12 +160,14 @@ def bits_per_byte(runs: Sequence[Run]) -> list[str]:
     Unlike losses per token, they can be compared between tokenisers.
     """
     lines = []
-    for task, groups in group_runs(runs).items():
+    tasks = group_runs(runs)
+    titles = panel_titles(tasks)
+    for task, groups in tasks.items():
         measured = [g for g in groups if g.positions and all(p.document_bytes is not None for p in g.positions)]
         if not measured:
             continue
         pooled = [f"{group.label} {_interval(overall(group.positions, 'bits_per_byte'))}" for group in measured]
-        lines.append(f"{task.name}, bits per byte: {', '.join(pooled)}.")
+        lines.append(f"{titles[task]}, bits per byte: {', '.join(pooled)}.")
         for name, documents in measured[0].runs[0].data.get("heldout_groups", {}).items():
             parts = [(group.label, [p.of(np.array(documents)) for p in group.positions]) for group in measured]
             number = len(parts[0][1][0].documents)

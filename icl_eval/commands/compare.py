@@ -1,5 +1,6 @@
 """``icl-eval compare``: paired differences between runs, by position."""
 
+from itertools import combinations
 from pathlib import Path
 from typing import Annotated
 
@@ -25,7 +26,8 @@ app = typer.Typer(add_completion=False)
 def compare(
     runs: RunsArgument,
     baseline: Annotated[
-        str | None, typer.Option(help="Arm that all others are compared with; every pair if not given.")
+        str | None,
+        typer.Option(help="Arm that all others are compared with; every pair of one backbone if not given."),
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder for the figure; RUN if it is one, comparison/ if there are several.")
@@ -46,7 +48,7 @@ def compare(
     if baseline is not None:
         lookup({name: task for task, arms in found.items() for name in arms}, baseline, "arm")
     compared: dict[Task, list[Difference]] = {
-        task: compare_arms(arms, metric_of(task), baseline)
+        task: compare_arms(arms, metric_of(task), _pairs(groups[task], baseline))
         for task, arms in found.items()
         if len(arms) > 1 and (baseline is None or baseline in arms)
     }
@@ -66,6 +68,15 @@ def compare(
     folder = out or (runs[0] if len(runs) == 1 else Path("comparison"))
     folder.mkdir(parents=True, exist_ok=True)
     console.print(f"figure: {_draw(compared, folder / 'differences.png')}", highlight=False)
+
+
+def _pairs(groups: list[Group], baseline: str | None) -> list[tuple[str, str]]:
+    """Labels of the arms to be compared: with the baseline, or in one backbone, or all where none share theirs."""
+    if baseline is not None:
+        return [(group.label, baseline) for group in groups if group.label != baseline]
+    pairs = list(combinations(groups, 2))
+    alike = [pair for pair in pairs if pair[0].backbone == pair[1].backbone]
+    return [(one.label, other.label) for one, other in alike or pairs]
 
 
 def _on_common_seeds(groups: list[Group]) -> list[Group]:

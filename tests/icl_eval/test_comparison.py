@@ -144,9 +144,10 @@ def test_seeds_that_differ_widen_the_intervals() -> None:
     assert width["three"] > width["one"]
 
 
-def test_a_baseline_is_compared_with_every_other_arm() -> None:
-    differences = compare(arms(2, "abc", 20), baseline="b")
-    assert [(d.first, d.second) for d in differences] == [("a", "b"), ("c", "b")]
+def test_pairs_may_be_chosen() -> None:
+    made = arms(2, "abc", 20)
+    assert [(d.first, d.second) for d in compare(made, pairs=[("a", "b"), ("c", "b")])] == [("a", "b"), ("c", "b")]
+    assert [(d.first, d.second) for d in compare(made)] == [("a", "b"), ("a", "c"), ("b", "c")]
 
 
 def test_other_documents_cannot_be_compared() -> None:

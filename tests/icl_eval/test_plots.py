@@ -1,5 +1,6 @@
 """The frontier figure: what stands on its axes, read back from the figure."""
 
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -11,14 +12,20 @@ import pytest
 from matplotlib.axes import Axes
 
 from icl_eval import Arm, Budget, Experiment, Training, load_run, load_runs
+from icl_eval.commands.compare import compare
 from icl_eval.groups import group_runs
 from icl_eval.models import RWKV, ModelConfig, Softmax, Transformer, Window
+from icl_eval.paper_plots import plot_end_points
 from icl_eval.plots import plot_loss_by_position, plot_score_by_state, plot_training
+from icl_eval.presets import load_preset
 from icl_eval.run import run_experiment
 from icl_eval.run_folder import Run, RunFolder
 from icl_eval.statistics import overall
+from icl_eval.studies import studies
 from icl_eval.tables import sharing
 from icl_eval.tasks import MQAR, Markov, RegBench, Regression, Task
+from tests.icl_eval.synthetic import few_resamples, write_study  # noqa: F401
+from tests.icl_eval.test_claims import WORLDS
 
 TASKS: dict[str, Task] = {
     "mqar": MQAR(seq_len=32, vocab_size=16, num_pairs=4),
@@ -120,6 +127,45 @@ def test_anchors_are_drawn_with_the_optimum(runs: list[Run]) -> None:
     plt.close(figure)
 
 
+@pytest.fixture(scope="module")
+def axes_of_growth(tmp_path_factory: pytest.TempPathFactory) -> list[Run]:
+    """Three arms of power attention at one context, a fourth at a longer one."""
+    return load_runs(write_study(tmp_path_factory.mktemp("fig8"), load_preset("fig8_axes", "h200"), WORLDS["C11"][0]))
+
+
+def test_a_task_at_two_contexts_has_one_scale(axes_of_growth: list[Run]) -> None:
+    for figure in (plot_loss_by_position(axes_of_growth), plot_training(axes_of_growth)):
+        short, long = figure.axes[:2]
+        assert short.get_ylim() == long.get_ylim()
+        assert short.get_legend_handles_labels()[1] == ["base", "batch", "parameters"]
+        assert long.get_legend_handles_labels()[1] == ["context"]
+        plt.close(figure)
+
+
+def test_few_arms_of_a_study_share_a_row_whatever_their_context(axes_of_growth: list[Run]) -> None:
+    (study,) = studies(axes_of_growth)
+    figure = plot_end_points(study)
+    assert len(figure.axes) == 3
+    title = figure.axes[0].get_title()
+    assert title == "source_code, context 1,024 and source_code, context 4,096 (SourceCode abababab)"
+    assert figure.axes[2].get_legend_handles_labels()[1] == ["base", "batch", "parameters", "context"]
+    assert len({line.get_linestyle() for line in figure.axes[2].lines}) == 4
+    plt.close(figure)
+
+
+def test_pairs_stay_within_a_backbone_unless_a_baseline_is_named(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    root = write_study(tmp_path, load_preset("fig1_state_helps", "h200"), WORLDS["C1"][0], seeds=(0,))
+    compared = []
+    for baseline in (None, "rwkv-linear-32"):
+        compare([root], baseline=baseline)
+        first, second = capsys.readouterr().out.split("context 32,")[1].splitlines()[1:3]
+        compared.append(list(zip(first.split(), re.findall(r"- (\S+)", second), strict=True)))
+    assert compared == [
+        [(f"{backbone}-softmax-32", f"{backbone}-linear-32") for backbone in ("rwkv", "transformer")],
+        [(arm, "rwkv-linear-32") for arm in ("rwkv-softmax-32", "transformer-softmax-32", "transformer-linear-32")],
+    ]
+
+
 def test_distances_that_hardly_any_document_has_are_not_drawn(runs: list[Run]) -> None:
     run = next(run for run in runs if run.name == "markov-softmax")
     assert run.positions is not None
@@ -129,7 +175,7 @@ def test_distances_that_hardly_any_document_has_are_not_drawn(runs: list[Run]) -
     sparse = load_run(run.path)
     sparse.__dict__["positions"] = replace(run.positions, document_count=count)
     figure = plot_loss_by_position([sparse])
-    (line,) = [line for line in figure.axes[0].lines if line.get_label() == "softmax"]
+    (line,) = [line for line in figure.axes[0].lines if line.get_label() == run.name]
     filled = int((run.positions.document_count.sum(axis=0) > 0).sum())
     assert bins > 6
     assert len(line.get_xdata()) == filled - 1  # type: ignore[arg-type]

@@ -171,8 +171,8 @@ def test_a_preset_runs_on_files(
     run = ["run", preset, "--text", corpus, "--out", tmp_path / "runs", "--device", "cpu"]
     code, out, errors = icl_eval(monkeypatch, capsys, *run)
     assert code == 0, errors
-    assert "files, bits per byte: linear " in out
-    assert "\n  s0 (2 documents): linear " in out
+    assert "files, context 48, bits per byte: text-linear " in out
+    assert "\n  s0 (2 documents): text-linear " in out
     tasks = {run.name: run.arm.task for run in load_runs(tmp_path / "runs")}
     assert tasks["mqar-power"] == load_preset(TINY).arms[1].task
     assert tasks["text-linear"] == Files(path=str(corpus), seq_len=48)
