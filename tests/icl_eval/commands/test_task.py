@@ -4,6 +4,7 @@ import itertools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import ClassVar
@@ -11,7 +12,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
-from icl_eval.commands.task import check_task, sample
+from icl_eval.commands.task import _speed, check_task, sample
 from icl_eval.tasks import MQAR, Classification, Markov, RegBench, Regression, SourceCode, Task
 from icl_eval.tasks.base import GeneratedTask
 from tests.icl_eval.test_cli import icl_eval
@@ -70,6 +71,12 @@ SICK = {
     "far": (sick("Far", draw=changed(position=lambda a: a["position"] + 1)), "shapes", "num_positions = 9"),
     "worse": (sick("Worse", optimum=lambda self, p: np.full(len(p), 3.0)), "optimum", "leaves [0, chance = 2.773]"),
 }
+
+
+@pytest.fixture(autouse=True)
+def briefly_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How fast batches are made is not looked at here."""
+    monkeypatch.setattr("icl_eval.commands.task._speed", partial(_speed, seconds=0.05))
 
 
 def verdicts(task: Task, seconds: float = 0.0) -> dict[str, tuple[str, str]]:
