@@ -11,7 +11,7 @@ quickstart: $(VENV)/.installed
 	$(BIN)/icl-eval run quickstart
 
 test: $(VENV)/.installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu and not slow" -q -n auto
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu and not slow" -q -n auto --dist loadfile --no-loadscope-reorder
 
 test-slow: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -q
