@@ -130,7 +130,7 @@ def test_a_leak_and_a_false_optimum_are_found_by_training(steady: None) -> None:
         draw=changed(tokens=lambda a: np.where(a["scored"], (a["targets"] + 3) % 16 + 1, a["tokens"])),
         optimum=lambda self, p: np.full(len(p), 2.0),
     )
-    found = verdicts(leaky, seconds=3.0)
+    found = verdicts(leaky, seconds=1.0)
     assert found["leakage"][0] == found["optimum is a bound"][0] == "FAIL", found
     assert found["learned by a small softmax model"][0] == "ok"
 
