@@ -11,7 +11,7 @@ quickstart: $(VENV)/.installed
 	$(BIN)/icl-eval run quickstart
 
 test: $(VENV)/.installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu and not slow" -q -n auto
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu and not slow" -q -n auto --dist loadfile --no-loadscope-reorder
 
 test-slow: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -q
@@ -26,13 +26,11 @@ lint: $(VENV)/.installed-dev
 clean:
 	rm -rf $(VENV) build *.egg-info
 
-$(VENV)/.installed: pyproject.toml constraints.txt
+$(VENV)/.installed-dev: EXTRAS := [dev]
+$(VENV)/.installed $(VENV)/.installed-dev: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "icl-eval needs Python 3.11 or newer: make PYTHON=python3.12 $(MAKECMDGOALS)")'
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install -c constraints.txt setuptools
-	$(PIP) install -c constraints.txt --no-build-isolation -e .
-	touch $@
-
-$(VENV)/.installed-dev: $(VENV)/.installed
-	$(PIP) install -c constraints.txt --no-build-isolation -e '.[dev]'
+	$(PIP) install --no-compile -c constraints.txt --no-build-isolation -e '.$(EXTRAS)'
+	$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true  # on all cores; pip takes one
 	touch $@

@@ -2,9 +2,10 @@
 
 import functools
 import hashlib
+import os
 import sysconfig
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,7 @@ def _is_utf8(text: bytes) -> bool:
     return True
 
 
-def _packages() -> Iterator[tuple[str, Sequence[Path]]]:
+def _packages() -> Iterator[tuple[str, Iterable[Path]]]:
     """Name and ``.py`` files, in path order, of every top-level package and module."""
     paths = sysconfig.get_paths()
     for prefix, root in (("stdlib", Path(paths["stdlib"])), ("site-packages", Path(paths["purelib"]))):
@@ -89,9 +90,18 @@ def _packages() -> Iterator[tuple[str, Sequence[Path]]]:
             if entry.suffix == ".py":
                 yield f"{prefix}/{entry.stem}", [entry]
             elif entry.is_dir() and entry.name != "site-packages":
-                files = sorted(path for path in entry.rglob("*.py") if path.is_file())
-                if files:
-                    yield f"{prefix}/{entry.name}", files
+                yield f"{prefix}/{entry.name}", _python_files(entry)
+
+
+def _python_files(folder: Path) -> Iterator[Path]:
+    """In path order, each looked for when it is asked for: large packages are seldom read to their end."""
+    with os.scandir(folder) as entries:
+        ordered = sorted(entries, key=lambda entry: entry.name)
+    for entry in ordered:
+        if entry.is_dir(follow_symlinks=False):
+            yield from _python_files(Path(entry))
+        elif entry.name.endswith(".py") and entry.is_file():
+            yield Path(entry)
 
 
 def _wheels(folder: Path) -> Iterator[tuple[str, Sequence[zipfile.Path]]]:

@@ -1,5 +1,6 @@
 """Runs in processes of their own that can be killed; a server that has imported everything already forks them."""
 
+import gc
 import os
 import signal
 from multiprocessing import get_context
@@ -9,7 +10,10 @@ from pathlib import Path
 import torch
 
 _SERVER = get_context("forkserver")
-_SERVER.set_forkserver_preload(["icl_eval.run", "icl_eval.presets"])
+_SERVER.set_forkserver_preload(
+    # torch's compiler, which training loads, starts CUDA where there is any, and that does not survive a fork.
+    ["icl_eval.run", "icl_eval.presets", *([] if torch.cuda.is_available() else ["torch._dynamo"])]
+)
 
 
 def start(preset: Path, out: Path, *, log_every: int = 1, kill_at: int | None = None) -> BaseProcess:
@@ -33,6 +37,7 @@ def _run(preset: Path, out: Path, log_every: int, kill_at: int | None, threads: 
         if steps_spent == kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
 
+    gc.freeze()
     torch.set_num_threads(threads)
     train.LOG_EVERY_STEPS = log_every
     run_experiment(load_preset(str(preset)), out, device="cpu", checkpoint_seconds=0.0, on_progress=kill)

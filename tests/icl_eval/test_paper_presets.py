@@ -1,6 +1,8 @@
 """Every preset of the paper runs at smoke scale, and is what its claims need at every scale."""
 
+from collections.abc import Iterator
 from functools import cache
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -22,12 +24,15 @@ UNTRAINED = ("tables", "fig6_kernels")
 TRAINED = sorted(preset_files().keys() - {"quickstart", "state_frontier", *UNTRAINED})
 
 
-@pytest.fixture(autouse=True)
-def small_corpus(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True, scope="module")
+def small_corpus() -> Iterator[None]:
     """Some modules of the standard library in place of every installed package."""
-    few = [(name, files[:1]) for name, files in source_code._packages() if name.startswith("stdlib/")][:80]
-    monkeypatch.setattr(source_code, "_packages", lambda: iter(few))
-    monkeypatch.setattr(tasks, "_source_code", cache(SourceCodeReader))
+    few = [(name, list(islice(files, 1))) for name, files in islice(source_code._packages(), 80)]
+    assert all(name.startswith("stdlib/") for name, _ in few)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(source_code, "_packages", lambda: iter(few))
+        patch.setattr(tasks, "_source_code", cache(SourceCodeReader))
+        yield
 
 
 def test_every_claim_has_a_preset() -> None:

@@ -4,6 +4,7 @@ import itertools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import ClassVar
@@ -11,7 +12,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
-from icl_eval.commands.task import check_task, sample
+from icl_eval.commands.task import _speed, check_task, sample
 from icl_eval.tasks import MQAR, Classification, Markov, RegBench, Regression, SourceCode, Task
 from icl_eval.tasks.base import GeneratedTask
 from tests.icl_eval.test_cli import icl_eval
@@ -72,6 +73,12 @@ SICK = {
 }
 
 
+@pytest.fixture(autouse=True)
+def briefly_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How fast batches are made is not looked at here."""
+    monkeypatch.setattr("icl_eval.commands.task._speed", partial(_speed, seconds=0.05))
+
+
 def verdicts(task: Task, seconds: float = 0.0) -> dict[str, tuple[str, str]]:
     return {finding.name: (finding.verdict, finding.detail) for finding in check_task(task, seconds)}
 
@@ -123,7 +130,7 @@ def test_a_leak_and_a_false_optimum_are_found_by_training(steady: None) -> None:
         draw=changed(tokens=lambda a: np.where(a["scored"], (a["targets"] + 3) % 16 + 1, a["tokens"])),
         optimum=lambda self, p: np.full(len(p), 2.0),
     )
-    found = verdicts(leaky, seconds=3.0)
+    found = verdicts(leaky, seconds=1.0)
     assert found["leakage"][0] == found["optimum is a bound"][0] == "FAIL", found
     assert found["learned by a small softmax model"][0] == "ok"
 
