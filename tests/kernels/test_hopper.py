@@ -327,6 +327,7 @@ def test_a_kernel_gives_the_references_results_without_hazards(case: Case, compi
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # to compile them all
 @pytest.mark.parametrize("case", CANDIDATES, ids=str)
 def test_every_setting_that_is_tried_works(case: Case, compiled_candidates: dict[Case, Compiled]) -> None:
     check(case, compiled_candidates[case])
