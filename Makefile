@@ -32,5 +32,5 @@ $(VENV)/.installed $(VENV)/.installed-dev: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install -c constraints.txt setuptools
 	$(PIP) install --no-compile -c constraints.txt --no-build-isolation -e '.$(EXTRAS)'
-	$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true  # on all cores; pip takes one
+	$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true  # on all cores, where pip takes one; some files are no Python
 	touch $@

@@ -13,6 +13,7 @@ LONG = (
     "test_triton.py",
     "test_paper_presets.py",
     "test_task.py",
+    "test_hopper.py",
     "test_measure.py",
 )
 

@@ -17,7 +17,6 @@ from triton.runtime.jit import JITFunction
 
 launches: list[tuple[Any, ...]] = []
 compiled: list[str] = []
-left_in_flight: set[str] = set()
 """Kernels of hopper.py that write a result while copies which they asked for may still arrive, in memory that is used
 again: elsewhere the compiler sees to that."""
 
@@ -64,29 +63,13 @@ def described(x: Any) -> Any:
     return (str(x.dtype), tuple(x.shape), x.stride()) if isinstance(x, Tensor) else x
 
 
-def copies_in_flight(ptx: str) -> bool:
-    """Whether, from top to bottom, a result is stored before all asynchronous copies asked for have been waited for."""
-    pending = False
-    for line in ptx.splitlines():
-        if "cp.async.commit_group" in line:
-            pending = True
-        elif line.split()[:2] == ["cp.async.wait_group", "0;"]:
-            pending = False
-        elif pending and "st.global" in line:
-            return True
-    return False
-
-
 def main() -> None:
     driver.set_active(DryDriver())
     compile_kernel = JITFunction._do_compile
 
     def counted(self: JITFunction, *args: Any, **kwargs: Any) -> Any:
         compiled.append(self.fn.__name__)
-        kernel = compile_kernel(self, *args, **kwargs)
-        if self.fn.__module__.endswith(".hopper") and copies_in_flight(kernel.asm["ptx"]):
-            left_in_flight.add(self.fn.__name__)
-        return kernel
+        return compile_kernel(self, *args, **kwargs)
 
     JITFunction._do_compile = counted
 
@@ -155,7 +138,6 @@ def main() -> None:
                 "seen": seen,
                 "hooked": hooked,
                 "unhooked": unhooked,
-                "left_in_flight": sorted(left_in_flight),
             }
         )
     )
