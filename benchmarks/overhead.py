@@ -125,7 +125,8 @@ def main() -> None:
         model = arm(mixer).model.build(0).to(a.device)
         if a.compile:
             model.compile_parts()
-        return time_loop(model, lambda tokens, targets: model.nll(tokens, targets)[0].mean(), batches, a.device)
+        weights = torch.full((a.batch, a.context), 1 / (a.batch * a.context), device=a.device)
+        return time_loop(model, lambda tokens, targets: model.loss(tokens, targets, weights), batches, a.device)
 
     def plain_gpt() -> list[float]:
         model = PlainGPT(SIZES[a.size], task.num_tokens, a.context).to(a.device)

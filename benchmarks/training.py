@@ -51,27 +51,29 @@ def time_steps(
     if compiled:
         model.model.compile_parts()
     tokens = torch.randint(0, VOCAB_SIZE, (1, context + 1), device="cuda")
+    weights = torch.full((1, context), 1 / context, device="cuda")
 
     def step() -> Tensor:
         with torch.autocast("cuda", torch.bfloat16), torch.set_grad_enabled(mode == "train"):
-            nll, _ = model(tokens[:, :-1], tokens[:, 1:])
-        if mode == "train":
-            nll.mean().backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        return nll
+            if mode == "evaluate":
+                return model(tokens[:, :-1], tokens[:, 1:])[0]
+            loss = model(tokens[:, :-1], tokens[:, 1:], weights=weights)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return loss.detach()
 
     seconds = []
     torch.cuda.reset_peak_memory_stats()
     for _ in range(steps + 2):
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         start.record()
-        nll = step()
+        losses = step()
         end.record()
         torch.cuda.synchronize()
         seconds.append(start.elapsed_time(end) * 1e-3)
-    if not torch.isfinite(nll).all():
+    if not torch.isfinite(losses).all():
         raise RuntimeError(f"{mixer.label} at context {context}: the loss is not finite")
     if profiled:
         with profile(activities=[ProfilerActivity.CUDA]) as recorded:

@@ -12,14 +12,19 @@ from icl_eval.tasks import Source, TextSource
 
 
 class ScoredLoss(nn.Module):
-    """A language model as a function from tokens and targets to losses; the module that accelerate wraps."""
+    """A language model as a function of tokens and targets; the module that accelerate wraps."""
 
     def __init__(self, model: LanguageModel):
         super().__init__()
         self.model = model
 
-    def forward(self, tokens: Tensor, targets: Tensor, inputs: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Loss ``[B, T]`` in the task's unit, and whether the likeliest token is the target ``[B, T]`` (or NaN)."""
+    def forward(
+        self, tokens: Tensor, targets: Tensor, inputs: Tensor | None = None, *, weights: Tensor | None = None
+    ) -> tuple[Tensor, Tensor] | Tensor:
+        """Losses ``[B, T]`` in the task's unit, and whether the likeliest token is the target ``[B, T]`` (or NaN); with
+        ``weights`` ``[B, T]`` the weighted sum of the losses, to train on."""
+        if weights is not None:
+            return self.model.loss(tokens, targets, weights, inputs)
         return self.model.nll(tokens, targets, inputs)
 
 

@@ -128,8 +128,7 @@ def _gradients(model: nn.Module, rows: Rows, arm: Arm, accelerator: Accelerator)
     total = torch.zeros((), device=accelerator.device)
     for number, (scored, *arguments) in enumerate(parts, start=1):
         with accelerator.no_sync(model) if number < len(parts) else nullcontext():
-            nll, _ = model(*arguments)
-            loss = (nll * scored).sum() / rows.num_scored
+            loss = model(*arguments, weights=scored / rows.num_scored)
             accelerator.backward(loss * accelerator.num_processes)
         total += loss.detach()
     return total

@@ -9,15 +9,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from icl_eval.config import Config
 from icl_eval.models.backbones import Backbone, Transformer
 from icl_eval.models.cost import Flops, StateSize
+from icl_eval.models.losses import ChunkNLL, chunked_loss, chunked_nll
 from icl_eval.models.mixers import MixerConfig, Power
-
-NLL_CHUNK_TOKENS = 8192
-"""Tokens whose logits exist at a time while losses are computed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,25 +167,26 @@ class LanguageModel(nn.Module):
         """Negative log-likelihood (nats, float32) ``[B, T]`` of the targets, and whether each is the likeliest token.
 
         A model of numbers gives squared errors (the negative log-likelihood of a normal distribution of variance 1/2,
-        but for a constant), and NaN in place of hits. Logits exist for :data:`NLL_CHUNK_TOKENS` tokens at a time only,
-        in the backward pass too.
+        but for a constant), and NaN in place of hits. Without gradients, logits exist for
+        :data:`~icl_eval.models.losses.CHUNK_TOKENS` tokens at a time only.
         """
         hidden, _ = self.hidden(tokens, inputs=inputs, return_state=False)
         if self.config.loss == "squared_error":
-            with torch.autocast(hidden.device.type, enabled=False):
-                error = F.linear(hidden.to(self.head.weight.dtype), self.head.weight)[..., 0] - targets
+            error = self._errors(hidden, targets)
             return error.square(), torch.full_like(error, float("nan"))
-        chunks = zip(
-            hidden.flatten(0, 1).split(NLL_CHUNK_TOKENS), targets.flatten().split(NLL_CHUNK_TOKENS), strict=True
-        )
-        parts = [
-            checkpoint(self.chunk_nll, h, self.head.weight, t, use_reentrant=False, preserve_rng_state=False)
-            if torch.is_grad_enabled() and targets.numel() > NLL_CHUNK_TOKENS
-            else self.chunk_nll(h, self.head.weight, t)
-            for h, t in chunks
-        ]
-        nll, correct = (torch.cat(column).view_as(targets) for column in zip(*parts, strict=True))
-        return nll, correct
+        return chunked_nll(self.chunk_nll, hidden, self.head.weight, targets)
+
+    def loss(self, tokens: Tensor, targets: Tensor, weights: Tensor, inputs: Tensor | None = None) -> Tensor:
+        """The sum of :meth:`nll` times ``weights`` ``[B, T]``, to be differentiated once: logits exist for
+        :data:`~icl_eval.models.losses.CHUNK_TOKENS` tokens at a time only, in the backward pass too."""
+        hidden, _ = self.hidden(tokens, inputs=inputs, return_state=False)
+        if self.config.loss == "squared_error":
+            return (self._errors(hidden, targets).square() * weights).sum()
+        return chunked_loss(self.chunk_nll, hidden, self.head.weight, targets, weights)
+
+    def _errors(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        with torch.autocast(hidden.device.type, enabled=False):
+            return F.linear(hidden.to(self.head.weight.dtype), self.head.weight)[..., 0] - targets
 
     def step(self, token: Tensor, state: tuple | None = None, inputs: Tensor | None = None) -> tuple[Tensor, tuple]:
         """Logits ``[B, vocab]`` after one more token ``[B]`` and its ``inputs`` ``[B, input_dim]``, and the state."""
@@ -259,12 +257,3 @@ def _orthogonal(draw: Tensor) -> Tensor:
     q, r = torch.linalg.qr(tall)
     q = q * r.diagonal().sign()
     return q if draw.shape[0] >= draw.shape[1] else q.T
-
-
-class ChunkNLL(nn.Module):
-    """Losses of the tokens of a piece, and whether each is the likeliest; without parameters of its own."""
-
-    def forward(self, hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        logits = F.linear(hidden, weight)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        return F.cross_entropy(logits, targets, reduction="none"), logits.argmax(-1) == targets

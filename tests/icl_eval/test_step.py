@@ -88,14 +88,15 @@ def test_pieces_of_a_loss_share_graphs_and_none_runs_without(
     eager_compiler: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whole pieces and a last one, with gradients and without, at two lengths, of a model of one layer."""
-    monkeypatch.setattr("icl_eval.models.language_model.NLL_CHUNK_TOKENS", 12)
+    monkeypatch.setattr("icl_eval.models.losses.CHUNK_TOKENS", 12)
     training = replace(TINY.arms[0].training, compile=True)
     arm = replace(TINY.arms[0], model=replace(TINY.arms[0].model, num_layers=1), training=training)
     model, _ = prepare(arm, 0, make_accelerator("cpu"))
     for length in (16, 20):
         batch = [x[:, :length] for x in arm.task.build(0).batch("train", 0, 2).read]
-        for gradients in (torch.enable_grad(), torch.no_grad()):
-            with gradients, torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+            model(*batch, weights=torch.ones_like(batch[1], dtype=torch.float32)).backward()
+            with torch.no_grad():
                 model(*batch)
     graphs = eager_compiler.graphs
     layers = 2 * 2

@@ -80,7 +80,7 @@ def test_arms_of_equal_seed_start_equal() -> None:
 
 @pytest.mark.parametrize("chunk", [7, 10_000])
 def test_nll_is_the_log_softmax_of_the_logits(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("icl_eval.models.language_model.NLL_CHUNK_TOKENS", chunk)
+    monkeypatch.setattr("icl_eval.models.losses.CHUNK_TOKENS", chunk)
     model = build(VARIANTS["softmax"])
     tokens, targets = torch.randint(0, 50, (2, 3, 11))
     logits, _ = model(tokens)
@@ -88,9 +88,24 @@ def test_nll_is_the_log_softmax_of_the_logits(chunk: int, monkeypatch: pytest.Mo
     expected = -logits.log_softmax(-1).gather(-1, targets[..., None])[..., 0]
     torch.testing.assert_close(nll, expected)
     assert torch.equal(correct, logits.argmax(-1) == targets)
-    (gradient,) = torch.autograd.grad(nll.sum(), model.head.weight)
-    (expected_gradient,) = torch.autograd.grad(expected.sum(), model.head.weight)
-    torch.testing.assert_close(gradient, expected_gradient)
+
+
+@pytest.mark.parametrize("chunk", [7, 10_000])
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_loss_is_the_weighted_sum_with_its_gradients(
+    chunk: int, tied: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("icl_eval.models.losses.CHUNK_TOKENS", chunk)
+    model = ModelConfig(vocab_size=50, mixers=(VARIANTS["softmax"],), tied_embeddings=tied).build().double()
+    tokens, targets = torch.randint(0, 50, (2, 3, 11))
+    weights = torch.rand(3, 11, dtype=torch.float64)
+    expected = (model.nll(tokens, targets)[0] * weights).sum()
+    loss = model.loss(tokens, targets, weights)
+    torch.testing.assert_close(loss, expected)
+    parameters = list(model.parameters())
+    gradients = torch.autograd.grad(3 * loss, parameters)
+    for gradient, wanted in zip(gradients, torch.autograd.grad(3 * expected, parameters), strict=True):
+        torch.testing.assert_close(gradient, wanted)
 
 
 def test_generation_follows_the_likeliest_tokens_and_its_seed() -> None:
