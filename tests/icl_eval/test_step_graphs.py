@@ -190,6 +190,17 @@ def test_gpu_replays_give_the_numbers_of_steps_taken_one_by_one(arm: Arm, option
 
 
 @pytest.mark.gpu
+def test_gpu_a_loss_over_several_chunks_is_replayed_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("icl_eval.models.losses.CHUNK_TOKENS", 40)
+    arm = replace(TINY.arms[0], training=replace(TINY.arms[0].training, compile=True))
+    assert arm.training.batch_size * arm.task.seq_len > 40
+    step, plain = (steps(arm, make_accelerator("cuda")) for _ in range(2))
+    plain.recording = False
+    assert_alike(step, plain, arm)
+    assert len(step.recorded) == 2
+
+
+@pytest.mark.gpu
 def test_gpu_a_gradient_that_is_not_finite_changes_nothing_in_a_replay() -> None:
     arm = replace(TINY.arms[0], training=replace(TINY.arms[0].training, compile=True))
     step = steps(arm, make_accelerator("cuda"))
