@@ -40,7 +40,7 @@ from icl_eval.kernel_times import KernelTimes
 
 ONE_SEED_ALLOWANCE = 0.03
 """Nats added to both sides of every interval where one seed cannot show how far trainings differ: twice the standard
-deviation between seeds, .015, of the contrasts of the claims that ran with three (root mean square over claims)."""
+deviation between seeds, .014, of the contrasts of the claims that ran with three (``benchmarks/seed_spread.py``)."""
 
 
 @dataclass(frozen=True, kw_only=True)

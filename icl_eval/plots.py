@@ -1,6 +1,7 @@
 """Figures, drawn from run folders alone."""
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +31,8 @@ from icl_eval.run_folder import Run
 from icl_eval.statistics import Estimate, best_context_loss, curve, overall
 from icl_eval.tasks import Task
 
+FILLS = {"-": {}, "--": {"mfc": "white"}, "-.": {"fillstyle": "left"}, ":": {"fillstyle": "bottom"}}
+"""Of markers, by the dashes of their arm's line, which do not show on a single point."""
 ANCHOR_DASHES = ("-", (0, (5, 1)), "-.", (0, (1, 1)))
 
 
@@ -82,12 +85,16 @@ def plot_loss_by_position(runs: Sequence[Run]) -> Figure:
 
 
 def plot_score_by_state(runs: Sequence[Run]) -> Figure:
-    """The frontier: what an arm's state buys, against its bytes; a line joins the arms of one mixer and backbone."""
+    """The frontier: what an arm's state buys, against its bytes; a line joins the arms of one mixer and backbone,
+    unless two of them have one size and so differ in something else."""
 
     def draw(ax: Axes, task: Task, groups: list[Group]) -> None:
+        sizes = Counter((_mixer(group), group.backbone, _state_bytes(group)) for group in groups)
+        unlike = {(mixer, backbone) for (mixer, backbone, _), arms in sizes.items() if arms > 1}
         families: dict[tuple[str, str], list[Group]] = {}
         for group in groups:
-            families.setdefault((_mixer(group), group.backbone), []).append(group)
+            family = _mixer(group), group.backbone
+            families.setdefault((group.name, group.backbone) if family in unlike else family, []).append(group)
         mixers = [mixer for mixer, _ in families]
         styles = arm_styles([members[0].arm for members in families.values()])
         for (mixer, backbone), style in zip(families, styles, strict=True):
@@ -98,8 +105,8 @@ def plot_score_by_state(runs: Sequence[Run]) -> Figure:
             ends = [group.label for group in members if group.label != group.name]
             label = ", ".join([f"{backbone} {mixer}" if mixers.count(mixer) > 1 else name, *ends])
             size = [_state_bytes(group) for group in drawn]
-            fill = style["color"] if style["ls"] == "-" else "white"  # dashes do not show on a single point
-            ax.errorbar(size, value, yerr=[value - low, high - value], capsize=3, label=label, mfc=fill, **style)
+            fill = FILLS[style["ls"]] | {"mfcalt": "white"}
+            ax.errorbar(size, value, yerr=[value - low, high - value], capsize=3, label=label, **style, **fill)
         _score_axis(ax, task, groups)
         ax.set_xlabel(f"state at context {task.seq_len:,} (bytes a sequence)")
         ax.margins(x=0.15)

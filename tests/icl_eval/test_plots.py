@@ -142,6 +142,12 @@ def test_a_task_at_two_contexts_has_one_scale(axes_of_growth: list[Run]) -> None
         plt.close(figure)
 
 
+def test_no_line_joins_arms_that_differ_in_more_than_their_state(axes_of_growth: list[Run]) -> None:
+    figure = plot_score_by_state(axes_of_growth)
+    assert [container.get_label() for container in figure.axes[0].containers] == ["base", "batch", "parameters"]
+    plt.close(figure)
+
+
 def test_few_arms_of_a_study_share_a_row_whatever_their_context(axes_of_growth: list[Run]) -> None:
     (study,) = studies(axes_of_growth)
     figure = plot_end_points(study)
