@@ -211,7 +211,8 @@ def _backward(
     if states.numel():
         if degree > 1:
             qt = launch.transposed(q, c, "update_state")
-            kt = launch.transposed(k, c, "key_value_gradient")
+            if not c.on_hopper("key_value_gradient"):
+                kt = launch.transposed(k, c, "key_value_gradient")
         dstates = c.empty(c.B * c.Hk, c.n_chunks, c.rows, c.V, dtype=c.dtype)
         launch.update_states(q, qt, do, gates.from_start, dstates, c, groups=c.groups)
         last = None

@@ -35,7 +35,7 @@ def _multiply(x, y):
 @gluon.jit
 def _copy_tile(slot, ptr, first, stride, T, ROWS: gl.constexpr, COLUMNS: gl.constexpr):
     """Asks for rows first..first+ROWS-1 of a matrix, COLUMNS wide, into shared memory; zero from row T on."""
-    layout: gl.constexpr = gl.BlockedLayout([1, 8], [256 // COLUMNS, COLUMNS // 8], [4, 1], [1, 0])
+    layout: gl.constexpr = gl.BlockedLayout([1, 8], [256 // COLUMNS, COLUMNS // 8], [gl.num_warps(), 1], [1, 0])
     row = first + gl.arange(0, ROWS, layout=gl.SliceLayout(1, layout))
     column = gl.arange(0, COLUMNS, layout=gl.SliceLayout(0, layout))
     source = ptr + row[:, None].to(gl.int64) * stride + column[None, :]
@@ -197,6 +197,16 @@ def _copy_key_value(
 
 
 @gluon.jit
+def _add_scaled_tiles(acc, tiles, scale, state, A: gl.constexpr, D: gl.constexpr):
+    """acc + (x · scale) S for tiles of 16 columns of x, from tile A on: those after it stand for their mirrors too."""
+    acc = warpgroup_mma(_multiply(tiles[A], scale[:, None]), state.slice(16 * A, 16, 0), acc, is_async=True)
+    twice = scale + scale
+    for b in gl.static_range(A + 1, D // 16):
+        acc = warpgroup_mma(_multiply(tiles[b], twice[:, None]), state.slice(16 * b, 16, 0), acc, is_async=True)
+    return acc
+
+
+@gluon.jit
 def _query_state(
     acc, q_base, stride_qt, t, T, ring, transposed, state_ptr, D: gl.constexpr, V: gl.constexpr, SPLIT: gl.constexpr,
     COUNT: gl.constexpr, STAGES: gl.constexpr,
@@ -222,13 +232,7 @@ def _query_state(
             fence_async_shared()
             for n in gl.static_range(COUNT):
                 scale = transposed.index(COUNT * step + n).load(rows)
-                state = ring.index(COUNT * slot + n)
-                acc = warpgroup_mma(_multiply(tiles[a], scale[:, None]), state.slice(16 * a, 16, 0), acc, is_async=True)
-                twice = scale + scale
-                for b in gl.static_range(a + 1, D // 16):
-                    acc = warpgroup_mma(
-                        _multiply(tiles[b], twice[:, None]), state.slice(16 * b, 16, 0), acc, is_async=True
-                    )
+                acc = _add_scaled_tiles(acc, tiles, scale, ring.index(COUNT * slot + n), a, D)
                 if n == 0:
                     _copy_state_tiles(step + STAGES - 1, ring, state_ptr, D, V, SPLIT, COUNT, STAGES)
             acc = warpgroup_mma_wait(0, deps=(acc,))
@@ -380,7 +384,7 @@ def _copy_mirrored_rows(
 ):  # fmt: skip
     """Asks for the rows (i, j) of the symmetric state for COUNT values of i, the first of them COUNT step, and all j;
     past the last, for the last again."""
-    layout: gl.constexpr = gl.BlockedLayout([1, 8], [256 // V, V // 8], [4, 1], [1, 0])
+    layout: gl.constexpr = gl.BlockedLayout([1, 8], [256 // V, V // 8], [gl.num_warps(), 1], [1, 0])
     j = gl.arange(0, D, layout=gl.SliceLayout(1, layout))
     column = gl.arange(0, V, layout=gl.SliceLayout(0, layout))
     slot = step % STAGES
@@ -544,3 +548,211 @@ def query_gradient_kernel(
     column = gl.arange(0, D, layout=gl.SliceLayout(0, result))
     out = (batch * T * H + h) * D + t[:, None].to(gl.int64) * (H * D) + column[None, :]
     gl.store(dq_ptr + out, acc.to(gl.bfloat16), mask=t[:, None] < T)
+
+
+@gluon.jit
+def _copy_queries(
+    step, ring, q_ptr, do_ptr, start, tiles, stride_qt, stride_qh, stride_dot, T, D: gl.constexpr, V: gl.constexpr,
+    BQ: gl.constexpr, STAGES: gl.constexpr, GROUPS: gl.constexpr,
+):  # fmt: skip
+    """Asks for what step ``step`` of :func:`_key_value_tile` reads; past the last, for the last again."""
+    slot = step % STAGES
+    step = gl.minimum(step, tiles * GROUPS - 1)
+    first = start + (tiles - 1 - step // GROUPS) * BQ
+    g = step % GROUPS
+    _copy_tile(ring.index(2 * slot).slice(0, BQ, 0), q_ptr + g * stride_qh, first, stride_qt, T, BQ, D)
+    _copy_tile(ring.index(2 * slot + 1).slice(0, BQ, 0), do_ptr + g * V, first, stride_dot, T, BQ, V)
+    async_copy.commit_group()
+
+
+@gluon.jit
+def _key_value_tile(
+    dk, dv, share, k_smem, v_smem, step, ring, q_ptr, do_ptr, dn_ptr, high_ptr, low_ptr, high, low, start, tiles,
+    stride_qt, stride_qh, stride_dot, T, T_padded, D: gl.constexpr, V: gl.constexpr, BK: gl.constexpr,
+    BQ: gl.constexpr, STAGES: gl.constexpr, GROUPS: gl.constexpr, GATED: gl.constexpr, NORMALIZED: gl.constexpr,
+    MASKED: gl.constexpr,
+):  # fmt: skip
+    """Adds what the queries of one step give to dk / 2, dv and the keys' share. Steps go through the tiles of BQ tokens
+    from the chunk's last back to the first that has the keys, each for all heads of the group.
+
+    ``high`` and ``low`` are the running gates that weights count from: the keys' own, or those of their tile's end.
+    """
+    warps: gl.constexpr = gl.num_warps()
+    scored: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [warps, 1], [16, BQ, 16])
+    weighing: gl.constexpr = gl.DotOperandLayout(0, dk.type.layout, 2)
+    t = start + (tiles - 1 - step // GROUPS) * BQ + gl.arange(0, BQ, layout=gl.SliceLayout(0, scored))
+    if NORMALIZED:
+        dn = gl.load(dn_ptr + step % GROUPS * T_padded + t)
+    if GATED:
+        t_high = gl.load(high_ptr + t)
+        t_low = gl.load(low_ptr + t)
+    slot = step % STAGES
+    async_copy.wait_group(STAGES - 2)
+    fence_async_shared()
+    q = ring.index(2 * slot).slice(0, BQ, 0)
+    do = ring.index(2 * slot + 1).slice(0, BQ, 0)
+    zero = gl.zeros([BK, BQ], gl.float32, scored)
+    scores = warpgroup_mma(k_smem, q.permute((1, 0)), zero, use_acc=False, is_async=True)
+    dweights = warpgroup_mma(v_smem, do.permute((1, 0)), zero, use_acc=False, is_async=True)
+    _copy_queries(
+        step + STAGES - 1, ring, q_ptr, do_ptr, start, tiles, stride_qt, stride_qh, stride_dot, T, D, V, BQ, STAGES,
+        GROUPS,
+    )  # fmt: skip
+    scores = warpgroup_mma_wait(1, deps=(scores,))
+    half_slope = scores
+    if GATED:
+        half_slope *= gl.exp2(gl.minimum((t_high[None, :] - high) + (t_low[None, :] - low), 0.0))
+    if MASKED:
+        j = start + gl.arange(0, BK, layout=gl.SliceLayout(1, scored))
+        half_slope = gl.where(t[None, :] >= j[:, None], half_slope, 0.0)
+    weights = gl.convert_layout((half_slope * scores).to(gl.bfloat16), weighing)
+    dv = warpgroup_mma(weights, do, dv, is_async=True)
+    dweights = warpgroup_mma_wait(1, deps=(dweights,))
+    if NORMALIZED:
+        dweights += dn[None, :]
+    dscores = dweights * half_slope
+    if GATED:
+        share += gl.sum(dscores * scores, 1)
+    dk = warpgroup_mma(gl.convert_layout(dscores.to(gl.bfloat16), weighing), q, dk, is_async=True)
+    dk, dv = warpgroup_mma_wait(0, deps=(dk, dv))
+    return dk, dv, share
+
+
+@gluon.jit(do_not_specialize=RUN_TIME_SIZES)
+def key_value_gradient_kernel(
+    q_ptr, k_ptr, v_ptr, do_ptr, dn_ptr, high_ptr, low_ptr, dstate_ptr, dz_ptr, dk_ptr, dv_ptr, share_ptr,
+    later_share_ptr, stride_qb, stride_qt, stride_qh, stride_kb, stride_kt, stride_kh, stride_vb, stride_vt, stride_vh,
+    Hk, T, T_padded, chunk, n_chunks, D: gl.constexpr, V: gl.constexpr, SPLIT: gl.constexpr, ROWS: gl.constexpr,
+    GROUPS: gl.constexpr, GATED: gl.constexpr, NORMALIZED: gl.constexpr, HAS_FINAL: gl.constexpr, BK: gl.constexpr,
+    BQ: gl.constexpr, COUNT: gl.constexpr, STAGES: gl.constexpr,
+):  # fmt: skip
+    """As :func:`icl_eval.kernels.power.backward.key_value_gradient_kernel`, but for dk, which is half until the end."""
+    warps: gl.constexpr = gl.num_warps()
+    result: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [warps, 1], [16, V, 16])
+    scored: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [warps, 1], [16, BQ, 16])
+    left: gl.constexpr = gl.DotOperandLayout(0, result, 2)
+    by_row: gl.constexpr = gl.SliceLayout(1, result)
+    by_score: gl.constexpr = gl.SliceLayout(1, scored)
+    k_tile: gl.constexpr = gl.NVMMASharedLayout.get_default_for([BK, D], gl.bfloat16)
+    slot_rows: gl.constexpr = D if D > BQ else BQ
+    tile: gl.constexpr = gl.NVMMASharedLayout.get_default_for([slot_rows, V], gl.bfloat16)
+
+    start = gl.program_id(0) * BK
+    head = gl.program_id(1).to(gl.int64)
+    batch, h = head // Hk, head % Hk
+    n = start // chunk
+    end = start + BK
+    chunk_end = (n + 1) * chunk
+    q_base = q_ptr + batch * stride_qb + h * GROUPS * stride_qh
+    do_base = do_ptr + (batch * T * Hk + h) * GROUPS * V
+    dn_base = dn_ptr + head * GROUPS * T_padded
+    high_base = high_ptr + head * T_padded
+    low_base = low_ptr + head * T_padded
+    stride_dot = Hk * GROUPS * V
+    tiles = (chunk_end - start) // BQ
+    after = (tiles - BK // BQ) * GROUPS
+
+    ring = gl.allocate_shared_memory(gl.bfloat16, [COUNT * STAGES, slot_rows, V], tile)
+    k_smem = gl.allocate_shared_memory(gl.bfloat16, [BK, D], k_tile)
+    v_smem = gl.allocate_shared_memory(gl.bfloat16, [BK, V], k_tile)
+    lanes: gl.constexpr = gl.BlockedLayout([1, 8], [32, 1], [BK // 32, 32 * warps // BK], [0, 1])
+    own = start + gl.arange(0, BK, layout=gl.SliceLayout(1, lanes))
+    d = gl.arange(0, D, layout=gl.SliceLayout(0, lanes))
+    k_base = k_ptr + batch * stride_kb + h * stride_kh
+    k = gl.load(k_base + own[:, None].to(gl.int64) * stride_kt + d[None, :], mask=own[:, None] < T, other=0.0)
+    k_smem.store(k)
+    _copy_tile(v_smem, v_ptr + batch * stride_vb + h * stride_vh, start, stride_vt, T, BK, V)
+    async_copy.commit_group()
+
+    dk = gl.zeros([BK, D], gl.float32, result)
+    dv = gl.zeros([BK, V], gl.float32, result)
+    share = gl.zeros([BK], gl.float32, by_score)
+    later_share = gl.zeros([BK], gl.float32, by_row)
+    j = start + gl.arange(0, BK, layout=by_row)
+    end_high, end_low = 0.0, 0.0
+    if GATED:
+        end_high = gl.load(high_base + end - 1)
+        end_low = gl.load(low_base + end - 1)
+        row_high = gl.load(high_base + j)
+        row_low = gl.load(low_base + j)
+
+    if n < n_chunks - 1 or HAS_FINAL:
+        place = head * n_chunks + n
+        dstate_base = dstate_ptr + place * ROWS * V
+        transposed = gl.allocate_shared_memory(gl.bfloat16, [D, BK], gl.SwizzledSharedLayout(1, 1, 1, [1, 0]))
+        transposed.permute((1, 0)).store(k)
+        columns = reinterpret(transposed, gl.bfloat16, [D, BK], gl.SwizzledSharedLayout(1, 1, 1, [0]))
+        for step in gl.static_range(STAGES - 1):
+            _copy_mirrored_rows(step, ring, dstate_base, D, V, SPLIT, COUNT, STAGES)
+        if NORMALIZED:
+            blocked: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [warps, 1], [1, 0])
+            z_row = gl.arange(0, D, layout=gl.SliceLayout(1, blocked))
+            z_column = gl.arange(0, D, layout=gl.SliceLayout(0, blocked))
+            z = gl.load(dz_ptr + place * D * D + z_row[:, None] * D + z_column[None, :]).to(gl.bfloat16)
+            z_smem = gl.allocate_shared_memory(gl.bfloat16, [D, D], k_tile)
+            z_smem.store(z)
+            fence_async_shared()
+            dk = warpgroup_mma(k_smem, z_smem, dk)
+        if GATED:
+            chunk_high = gl.load(high_base + chunk_end - 1)
+            chunk_low = gl.load(low_base + chunk_end - 1)
+            rest = gl.exp2(gl.minimum((chunk_high - end_high) + (chunk_low - end_low), 0.0))
+        async_copy.wait_group(STAGES - 1)
+        v = v_smem.load(left)
+        k_tiles = ()
+        for b in gl.static_range(D // 16):
+            k_tiles = k_tiles + (k_smem.slice(16 * b, 16, 1).load(left),)
+        for a in gl.static_range(D // 16):
+            for step in range(16 // COUNT * a, 16 // COUNT * (a + 1)):
+                slot = step % STAGES
+                async_copy.wait_group(STAGES - 2)
+                fence_async_shared()
+                for m in gl.static_range(COUNT):
+                    scale = columns.index(COUNT * step + m).load(gl.SliceLayout(1, left))
+                    rows = ring.index(COUNT * slot + m).slice(0, D, 0)
+                    dk = warpgroup_mma(_multiply(v, scale[:, None]), rows.permute((1, 0)), dk, is_async=True)
+                    if m > 0:  # gives the scaled operands before it their registers back
+                        dv = warpgroup_mma_wait(1, deps=(dv,))
+                    dv = _add_scaled_tiles(dv, k_tiles, scale, rows, a, D)
+                    if m == 0:
+                        _copy_mirrored_rows(step + STAGES - 1, ring, dstate_base, D, V, SPLIT, COUNT, STAGES)
+                dk, dv = warpgroup_mma_wait(0, deps=(dk, dv))
+        async_copy.wait_group(0)
+        if GATED:
+            dk *= rest
+            dv *= rest
+            later_share = gl.sum(dk * k_smem.load(result).to(gl.float32), 1)
+
+    for step in gl.static_range(STAGES - 1):
+        _copy_queries(
+            step, ring, q_base, do_base, start, tiles, stride_qt, stride_qh, stride_dot, T, D, V, BQ, STAGES, GROUPS
+        )  # fmt: skip
+    for step in range(after):
+        dk, dv, share = _key_value_tile(
+            dk, dv, share, k_smem, v_smem, step, ring, q_base, do_base, dn_base, high_base, low_base, end_high, end_low,
+            start, tiles, stride_qt, stride_qh, stride_dot, T, T_padded, D, V, BK, BQ, STAGES, GROUPS, GATED,
+            NORMALIZED, False,
+        )  # fmt: skip
+    high, low = end_high, end_low
+    if GATED:
+        until_end = gl.exp2(gl.minimum((end_high - row_high) + (end_low - row_low), 0.0))
+        dk *= until_end[:, None]
+        dv *= until_end[:, None]
+        later_share *= until_end
+        share *= gl.convert_layout(until_end, by_score)
+        high = gl.convert_layout(row_high, by_score)[:, None]
+        low = gl.convert_layout(row_low, by_score)[:, None]
+    for step in range(after, tiles * GROUPS):
+        dk, dv, share = _key_value_tile(
+            dk, dv, share, k_smem, v_smem, step, ring, q_base, do_base, dn_base, high_base, low_base, high, low, start,
+            tiles, stride_qt, stride_qh, stride_dot, T, T_padded, D, V, BK, BQ, STAGES, GROUPS, GATED, NORMALIZED, True,
+        )  # fmt: skip
+    async_copy.wait_group(0)
+
+    if GATED:
+        gl.store(share_ptr + head * T_padded + j, gl.convert_layout(share, by_row) + later_share)
+        gl.store(later_share_ptr + head * T_padded + j, later_share)
+    column = gl.arange(0, D, layout=gl.SliceLayout(0, result))
+    out = (batch * T * Hk + h) * D + j[:, None].to(gl.int64) * (Hk * D) + column[None, :]
+    gl.store(dk_ptr + out, (dk + dk).to(gl.bfloat16), mask=j[:, None] < T)
+    gl.store(dv_ptr + out, dv.to(gl.bfloat16), mask=j[:, None] < T)

@@ -281,11 +281,18 @@ def key_value_gradient(
     dnormalizers: Tensor, dk: Tensor, dv: Tensor, share: Tensor, later_share: Tensor, c: Call, *, has_final: bool,
 ) -> None:  # fmt: skip
     """Writes ``dk``, ``dv`` and the keys' share of the gates' gradient: of all queries, and of later chunks' alone."""
-    chosen = settings("key_value_gradient", c.D, c.V, c.dtype, c.device)
+    kernel: Any
+    if c.on_hopper("key_value_gradient"):
+        kernel, chosen, own = hopper_kernels().key_value_gradient_kernel, HOPPER["key_value_gradient", c.D], {}
+        tensors: tuple[Tensor, ...] = (q, k, v)
+    else:
+        kernel, chosen = key_value_gradient_kernel, settings("key_value_gradient", c.D, c.V, c.dtype, c.device)
+        own = {"DEGREE": c.degree, "PRECISION": c.precision}
+        tensors = (q, k, v, kt)
     run_kernel(
-        key_value_gradient_kernel, (ceil_div(c.T, chosen.options["BK"]), c.B * c.Hk), q, k, v, kt, do, dn,
-        gates.high, gates.low, dstates, dnormalizers, dk, dv, share, later_share, *_strides(q, k, v), c.Hk, *c.lengths,
-        c.n_chunks, DEGREE=c.degree, **c.constants, HAS_FINAL=has_final, PRECISION=c.precision, **chosen.options,
+        kernel, (ceil_div(c.T, chosen.options["BK"]), c.B * c.Hk), *tensors, do, dn, gates.high, gates.low, dstates,
+        dnormalizers, dk, dv, share, later_share, *_strides(q, k, v), c.Hk, *c.lengths, c.n_chunks, **c.constants,
+        HAS_FINAL=has_final, **own, **chosen.options,
     )  # fmt: skip
 
 

@@ -1,8 +1,8 @@
 """Runs on a CPU the PTX that Triton emits for the kernels of :mod:`icl_eval.kernels.power.hopper`, and finds hazards.
 
-One program of 128 threads (a warpgroup) at a time, all threads of it in step, with numpy. What a thread would do at
-another time on the GPU shows as a hazard (see :mod:`tests.kernels.ptx_memory`), as do registers that an unfinished
-wgmma still uses, not as another result. Only the instructions of those kernels are known.
+One program at a time, of one warpgroup (128 threads) or several, all threads of it in step, with numpy. What a thread
+would do at another time on the GPU shows as a hazard (see :mod:`tests.kernels.ptx_memory`), as do registers that an
+unfinished wgmma still uses, not as another result. Only the instructions of those kernels are known.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tests.kernels.ptx_memory import THREADS, WARP, WARPS, Array, GlobalMemory, SharedMemory
+from tests.kernels.ptx_memory import Array, GlobalMemory, SharedMemory
 
 Operand = str | tuple[str, ...]
 Hazards = Counter[tuple[str, str]]
 """How often each (hazard, instruction) was seen."""
 
-LANE = np.arange(THREADS) % 32
+WARPGROUP = 128
 UNSIGNED: dict[int, Any] = {1: np.bool_, 8: np.uint8, 16: np.uint16, 32: np.uint32, 64: np.uint64}
 SIGNED: dict[int, Any] = {16: np.int16, 32: np.int32, 64: np.int64}
 BINARY: dict[str, Callable[[Array, Array], Array]] = {
@@ -71,10 +71,11 @@ class Instruction:
 
 @dataclass(frozen=True)
 class Code:
-    """A kernel's instructions, and where its labels are among them."""
+    """A kernel's instructions, where its labels are among them, and the threads of a program."""
 
     instructions: list[Instruction]
     labels: dict[str, int]
+    threads: int
 
 
 def parse(ptx: str) -> Code:
@@ -88,7 +89,7 @@ def parse(ptx: str) -> Code:
             labels[label[1]] = len(instructions)
         elif line not in ("", "{", "}") and not line.startswith("."):
             instructions += [_instruction(statement.strip()) for statement in line.split(";") if statement.strip()]
-    return Code(instructions, labels)
+    return Code(instructions, labels, int(re.findall(r"\.reqntid (\d+)", ptx)[0]))
 
 
 def _instruction(text: str) -> Instruction:
@@ -131,11 +132,11 @@ def numpy_type(name: str) -> Any:
 
 
 @functools.cache
-def literal(text: str, bits: int) -> Array:
+def literal(text: str, bits: int, threads: int) -> Array:
     if bits == 1:
-        return np.full(THREADS, int(text) != 0)
+        return np.full(threads, int(text) != 0)
     value = int(text[2:], 16) if text.startswith("0f") else int(text.rstrip("U"), 0)
-    return np.full(THREADS, value & ((1 << bits) - 1), UNSIGNED[bits])
+    return np.full(threads, value & ((1 << bits) - 1), UNSIGNED[bits])
 
 
 class Product(NamedTuple):
@@ -149,8 +150,8 @@ class Product(NamedTuple):
 class Program:
     """One program: a kernel's code at a position of its grid.
 
-    ``parameters`` are the kernel's, addresses in ``memory`` for its pointers; a register is [128], of unsigned
-    integers or booleans.
+    ``parameters`` are the kernel's, addresses in ``memory`` for its pointers; a register is [threads], of
+    unsigned integers or booleans.
     """
 
     def __init__(
@@ -165,12 +166,14 @@ class Program:
         self.memory = memory
         self.parameters = parameters
         self.hazards: Hazards = Counter()
-        self.shared = SharedMemory(shared_bytes, self._report)
+        self.shared = SharedMemory(shared_bytes, code.threads, self._report)
         memory.report = self._report
-        self._registers: dict[str, Array] = {"%tid.x": np.arange(THREADS, dtype=np.uint32)}
-        self._registers["global_smem"] = np.zeros(THREADS, np.uint64)
+        thread = np.arange(code.threads)
+        self._lane = thread % 32
+        self._all = np.ones(code.threads, bool)
+        self._registers = {"%tid.x": thread.astype(np.uint32), "global_smem": np.zeros(code.threads, np.uint64)}
         for axis, place in zip("xyz", position, strict=True):
-            self._registers[f"%ctaid.{axis}"] = np.full(THREADS, place, np.uint32)
+            self._registers[f"%ctaid.{axis}"] = np.full(code.threads, place, np.uint32)
         self._groups: list[list[Product]] = [[]]  # of products, the last of them not yet committed
         self._accumulating: frozenset[str] = frozenset()
         self._multiplying: frozenset[str] = frozenset()
@@ -185,7 +188,7 @@ class Program:
             while True:
                 self._instruction = instruction = self.code.instructions[counter]
                 counter += 1
-                active = np.ones(THREADS, bool)
+                active = self._all
                 if instruction.predicate is not None:
                     active = self._registers[instruction.predicate] ^ instruction.negated
                 kind = instruction.parts[0]
@@ -215,7 +218,7 @@ class Program:
         target = np.dtype(numpy_type(kind))
         bits = 1 if kind == "pred" else 8 * target.itemsize
         if operand[0] != "%" and operand not in self._registers:
-            return literal(operand, bits).view(target)
+            return literal(operand, bits, self.code.threads).view(target)
         value = self._registers[operand]
         return (value if value.dtype == UNSIGNED[bits] else value.astype(UNSIGNED[bits])).view(target)
 
@@ -259,9 +262,10 @@ class Program:
                 self._move_matrices(parts[0], int(count[1:]), "trans" in parts, operands)
             case ("mov", kind):
                 self._move(operands, kind, active)
-            case ("shfl", "sync", "bfly", "b32"):
-                value = self._read(operands[1], "b32").reshape(WARPS, 32)
-                self._write(operands[0], value[WARP, LANE ^ int(str(operands[2]), 0)], active)
+            case ("shfl", "sync", "bfly" | "idx", "b32"):
+                number = int(str(operands[2]), 0)
+                source = np.arange(32) ^ number if parts[2] == "bfly" else np.full(32, number)
+                self._write(operands[0], self._read(operands[1], "b32").reshape(-1, 32)[:, source].ravel(), active)
             case ("bar", "sync"):
                 self.shared.barrier()
             case ("fence", "proxy", "async", *_):
@@ -289,7 +293,7 @@ class Program:
     def _load_parameter(self, operands: tuple[Operand, ...], kind: str) -> None:
         value = self.parameters[int(str(operands[1]).rstrip("]").rpartition("_")[2])]
         held = np.float32(value).view(np.uint32) if isinstance(value, float) else value
-        self._write(operands[0], literal(str(held), int(kind[1:])), np.ones(THREADS, bool))
+        self._write(operands[0], literal(str(held), int(kind[1:]), self.code.threads), self._all)
 
     def _move(self, operands: tuple[Operand, ...], kind: str, active: Array) -> None:
         """Also packs several registers into one, and takes one apart."""
@@ -306,47 +310,49 @@ class Program:
     def _move_matrices(self, kind: str, count: int, transposed: bool, operands: tuple[Operand, ...]) -> None:
         """Up to four 8 × 8 matrices of 16-bit elements a warp: lane l addresses row l % 8 of matrix l // 8, and holds
         elements 2 (l % 4) and the next of row l // 4 of each, or of their transposes."""
-        taking_part = np.less(LANE, 8 * count)
+        taking_part = np.less(self._lane, 8 * count)
         registers = operands[0] if kind == "ldmatrix" else operands[1]
         assert isinstance(registers, tuple)
         if kind == "ldmatrix":
-            data = self.shared.load(self._address(operands[1]), 16, taking_part).reshape(WARPS, 32, 16)
-            rows = np.ascontiguousarray(data[:, : 8 * count]).view(np.uint16).reshape(WARPS, count, 8, 8)
+            data = self.shared.load(self._address(operands[1]), 16, taking_part).reshape(-1, 32, 16)
+            rows = np.ascontiguousarray(data[:, : 8 * count]).view(np.uint16).reshape(-1, count, 8, 8)
             rows = np.ascontiguousarray(rows.swapaxes(2, 3) if transposed else rows)
             for n, name in enumerate(registers):
-                self._write(name, rows[:, n].reshape(THREADS, 2).view(np.uint32)[:, 0], np.ones(THREADS, bool))
+                self._write(name, rows[:, n].reshape(-1, 2).view(np.uint32)[:, 0], self._all)
         else:
-            values = np.stack([self._read(name, "b32").reshape(WARPS, 32) for name in registers], 1)
-            rows = values.view(np.uint16).reshape(WARPS, count, 8, 8)
+            values = np.stack([self._read(name, "b32").reshape(-1, 32) for name in registers], 1)
+            rows = values.view(np.uint16).reshape(-1, count, 8, 8)
             rows = np.ascontiguousarray(rows.swapaxes(2, 3) if transposed else rows)
-            data = np.zeros((WARPS, 32, 16), np.uint8)
-            data[:, : 8 * count] = rows.reshape(WARPS, 8 * count, 8).view(np.uint8)
-            self.shared.store(self._address(operands[0]), data.reshape(THREADS, 16), taking_part)
+            data = np.zeros((len(rows), 32, 16), np.uint8)
+            data[:, : 8 * count] = rows.reshape(-1, 8 * count, 8).view(np.uint8)
+            self.shared.store(self._address(operands[0]), data.reshape(-1, 16), taking_part)
 
     def _multiply(self, operands: tuple[Operand, ...], columns: int) -> None:
-        """[64, columns] += A [64, 16] · B [16, columns]: B, and A unless it is in registers, in shared memory.
+        """Each warpgroup's [64, columns] += A [64, 16] · B [16, columns]: B, and A unless it is in registers, in shared
+        memory.
 
         Hazards: operands in registers that were written since the last wgmma.fence; accumulators that overlap those
         of another unfinished wgmma without being the same; a left operand that is such an accumulator.
         """
         accumulators, left, right, keep, *scales = operands
         assert isinstance(accumulators, tuple)
-        row, column = 16 * WARP + LANE // 4, LANE % 4 * 2
+        thread = np.arange(self.code.threads)
+        group, row, column = thread // WARPGROUP, thread % WARPGROUP // 32 * 16 + self._lane // 4, self._lane % 4 * 2
         if isinstance(left, tuple):
             scale_left, scale_right, transposed = scales
-            A = np.zeros((64, 16), np.float32)
+            A = np.zeros((self.code.threads // WARPGROUP, 64, 16), np.float32)
             for name, (down, along) in zip(left, ((0, 0), (8, 0), (0, 8), (8, 8)), strict=True):
-                values = bfloat16_to_float(self._read(name, "b32").view(np.uint16)).reshape(THREADS, 2)
-                A[row + down, column + along], A[row + down, column + along + 1] = values.T
-            in_registers, places = left, []
+                values = bfloat16_to_float(self._read(name, "b32").view(np.uint16)).reshape(-1, 2)
+                A[group, row + down, column + along], A[group, row + down, column + along + 1] = values.T
+            in_registers, pairs = left, np.zeros(0, np.int64)
         else:
             scale_left, scale_right, left_transposed, transposed = scales
-            bits, pairs = self.shared.matrix(self._descriptor(left), 64, left_transposed == "1")
-            A, in_registers, places = bfloat16_to_float(bits), (), [pairs]
+            bits, pairs = self._matrices(left, 64, left_transposed == "1")
+            A, in_registers = bfloat16_to_float(bits), ()
         if (scale_left, scale_right) != ("1", "1"):
             raise UnknownInstructionError(self._instruction.text)
-        bits, pairs = self.shared.matrix(self._descriptor(right), columns, transposed == "1")
-        pairs = np.unique(np.concatenate([place.ravel() for place in (*places, pairs)]))
+        bits, others = self._matrices(right, columns, transposed == "1")
+        read = np.union1d(pairs, others)
 
         if not self._unfenced.isdisjoint((*accumulators, *in_registers)):
             self._report("wgmma's register written since wgmma.fence")
@@ -356,21 +362,22 @@ class Program:
             if other != accumulators and not set(other).isdisjoint(accumulators):
                 self._report("accumulators overlap another wgmma's")
 
-        total = A @ bfloat16_to_float(bits).T
+        total = A @ bfloat16_to_float(bits).swapaxes(1, 2)
         n = np.arange(columns // 2)[:, None]  # an accumulator's number
-        total = total[row + n % 4 // 2 * 8, n // 4 * 8 + column + n % 2]
+        total = total[group, row + n % 4 // 2 * 8, n // 4 * 8 + column + n % 2]
         if self._read(keep, "pred").all():
             total = total + np.stack([self._read(name, "f32") for name in accumulators])
         self._registers.update(zip(accumulators, bits_of(total), strict=True))
-        self.shared.begin_product(pairs)
-        self._groups[-1].append(Product(accumulators, in_registers, pairs))
+        self.shared.begin_product(read)
+        self._groups[-1].append(Product(accumulators, in_registers, read))
         self._note_products()
 
-    def _descriptor(self, operand: Operand) -> int:
-        """Of a matrix in shared memory: one for all threads."""
-        values = self._read(operand, "b64")
-        assert (values == values[0]).all(), f"descriptors differ in {self._instruction.text}"
-        return int(values[0])
+    def _matrices(self, operand: Operand, rows: int, transposed: bool) -> tuple[Array, Array]:
+        """Bits [warpgroups, rows, 16] of matrices in shared memory, and all their pairs of bytes."""
+        descriptors = self._read(operand, "b64").reshape(-1, WARPGROUP)
+        assert (descriptors == descriptors[:, :1]).all(), f"descriptors differ in {self._instruction.text}"
+        matrices = [self.shared.matrix(int(descriptor), rows, transposed) for descriptor in descriptors[:, 0]]
+        return np.stack([bits for bits, _ in matrices]), np.concatenate([pairs.ravel() for _, pairs in matrices])
 
     def _wait_for_products(self, allowed: int) -> None:
         """Until at most ``allowed`` groups of products have not finished."""

@@ -1,7 +1,7 @@
 """The memory that emulated PTX sees, and the hazards of using it: what would be a race or a fault on the GPU.
 
-Addresses are [128], one for each thread of a program; ``active`` [128] says which threads take part. Data are bytes,
-[128, size]. A hazard is reported by name, and the access then goes on, so that one run lists them all.
+Addresses are [threads], one for each thread of a program; ``active`` [threads] says which take part. Data are bytes,
+[threads, size]. A hazard is reported by name, and the access then goes on, so that one run lists them all.
 """
 
 from __future__ import annotations
@@ -14,10 +14,6 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 Report = Callable[[str], None]
-
-THREADS = 128
-WARPS = 4
-WARP = np.arange(THREADS) // 32
 
 GAP = 8192
 """Bytes between two arrays in global memory that belong to neither: an access past an array's end is seen."""
@@ -47,7 +43,7 @@ class GlobalMemory:
 
     def load(self, addresses: Array, size: int, active: Array) -> Array:
         place, active = self._place(addresses, size, active)
-        data = np.zeros((THREADS, size), np.uint8)
+        data = np.zeros((len(addresses), size), np.uint8)
         data[active] = self._bytes[place]
         return data
 
@@ -77,7 +73,7 @@ class SharedMemory:
     ``fence.proxy.async`` followed; a read of what nothing has written; a misaligned or out-of-bounds access.
     """
 
-    def __init__(self, size: int, report: Report) -> None:
+    def __init__(self, size: int, threads: int, report: Report) -> None:
         self.report = report
         self.size = size
         self._bytes = np.full(size + size % 2, 0xFF, np.uint8)
@@ -85,7 +81,8 @@ class SharedMemory:
         self._epoch = 0
         self._written = np.full(pairs, -1)
         self._writer = np.zeros(pairs, np.int64)
-        self._read = np.full((WARPS, pairs), -1)
+        self._warp = np.arange(threads) // 32
+        self._read = np.full((threads // 32, pairs), -1)
         self._copies = 0
         self._copy = np.full(pairs, -1)
         self._products = np.zeros(pairs, np.int64)
@@ -101,7 +98,7 @@ class SharedMemory:
         if not self._initialised[pairs].all():
             self.report("read of uninitialised shared memory")
         self._read[np.broadcast_to(warps, pairs.shape), pairs] = self._epoch
-        data = np.zeros((THREADS, size), np.uint8)
+        data = np.zeros((len(addresses), size), np.uint8)
         data[active] = self._bytes[addresses[active, None] + np.arange(size)]
         return data
 
@@ -179,7 +176,7 @@ class SharedMemory:
             self.report("write over a copy in flight")
         if ((self._written[pairs] == self._epoch) & (self._writer[pairs] != warps)).any():
             self.report("write over another warp's write without a barrier")
-        if any(((self._read[warp][pairs] == self._epoch) & (warps != warp)).any() for warp in range(WARPS)):
+        if any(((read[pairs] == self._epoch) & (warps != warp)).any() for warp, read in enumerate(self._read)):
             self.report("write over what another warp reads without a barrier")
         if (self._products[pairs] > 0).any():
             self.report("write under an unfinished wgmma")
@@ -196,4 +193,4 @@ class SharedMemory:
         if (active & ~inside).any():
             self.report("shared access out of bounds")
         active = active & inside
-        return (addresses[active, None] + np.arange(0, size, 2)) // 2, WARP[active, None], active
+        return (addresses[active, None] + np.arange(0, size, 2)) // 2, self._warp[active, None], active

@@ -13,9 +13,9 @@ import pytest
 
 pytest.importorskip("triton")
 
-TRAINING_LAUNCHES = 20
+TRAINING_LAUNCHES = 19
 """Of a forward and backward pass with gates, row-sum normalised degree 2 and several chunks."""
-TRAINING_KERNELS = 17
+TRAINING_KERNELS = 16
 """Compiled for it: some are launched more than once."""
 
 
