@@ -560,8 +560,8 @@ def _copy_queries(
     step = gl.minimum(step, tiles * GROUPS - 1)
     first = start + (tiles - 1 - step // GROUPS) * BQ
     g = step % GROUPS
-    _copy_tile(ring.index(2 * slot).slice(0, BQ, 0), q_ptr + g * stride_qh, first, stride_qt, T, BQ, D)
-    _copy_tile(ring.index(2 * slot + 1).slice(0, BQ, 0), do_ptr + g * V, first, stride_dot, T, BQ, V)
+    _copy_tile(ring.index(2 * slot), q_ptr + g * stride_qh, first, stride_qt, T, BQ, D)
+    _copy_tile(ring.index(2 * slot + 1), do_ptr + g * V, first, stride_dot, T, BQ, V)
     async_copy.commit_group()
 
 
@@ -589,8 +589,8 @@ def _key_value_tile(
     slot = step % STAGES
     async_copy.wait_group(STAGES - 2)
     fence_async_shared()
-    q = ring.index(2 * slot).slice(0, BQ, 0)
-    do = ring.index(2 * slot + 1).slice(0, BQ, 0)
+    q = ring.index(2 * slot)
+    do = ring.index(2 * slot + 1)
     zero = gl.zeros([BK, BQ], gl.float32, scored)
     scores = warpgroup_mma(k_smem, q.permute((1, 0)), zero, use_acc=False, is_async=True)
     dweights = warpgroup_mma(v_smem, do.permute((1, 0)), zero, use_acc=False, is_async=True)
@@ -633,9 +633,7 @@ def key_value_gradient_kernel(
     left: gl.constexpr = gl.DotOperandLayout(0, result, 2)
     by_row: gl.constexpr = gl.SliceLayout(1, result)
     by_score: gl.constexpr = gl.SliceLayout(1, scored)
-    k_tile: gl.constexpr = gl.NVMMASharedLayout.get_default_for([BK, D], gl.bfloat16)
-    slot_rows: gl.constexpr = D if D > BQ else BQ
-    tile: gl.constexpr = gl.NVMMASharedLayout.get_default_for([slot_rows, V], gl.bfloat16)
+    tile: gl.constexpr = gl.NVMMASharedLayout.get_default_for([BK, D], gl.bfloat16)
 
     start = gl.program_id(0) * BK
     head = gl.program_id(1).to(gl.int64)
@@ -652,17 +650,17 @@ def key_value_gradient_kernel(
     tiles = (chunk_end - start) // BQ
     after = (tiles - BK // BQ) * GROUPS
 
-    ring = gl.allocate_shared_memory(gl.bfloat16, [COUNT * STAGES, slot_rows, V], tile)
-    k_smem = gl.allocate_shared_memory(gl.bfloat16, [BK, D], k_tile)
-    v_smem = gl.allocate_shared_memory(gl.bfloat16, [BK, V], k_tile)
-    lanes: gl.constexpr = gl.BlockedLayout([1, 8], [32, 1], [BK // 32, 32 * warps // BK], [0, 1])
-    own = start + gl.arange(0, BK, layout=gl.SliceLayout(1, lanes))
-    d = gl.arange(0, D, layout=gl.SliceLayout(0, lanes))
-    k_base = k_ptr + batch * stride_kb + h * stride_kh
-    k = gl.load(k_base + own[:, None].to(gl.int64) * stride_kt + d[None, :], mask=own[:, None] < T, other=0.0)
-    k_smem.store(k)
+    # All in flight before anything is waited for: a program has a multiprocessor to itself.
+    k_smem = gl.allocate_shared_memory(gl.bfloat16, [BK, D], tile)
+    v_smem = gl.allocate_shared_memory(gl.bfloat16, [BK, V], tile)
+    queries = gl.allocate_shared_memory(gl.bfloat16, [2 * STAGES, BQ, V], tile)
+    _copy_tile(k_smem, k_ptr + batch * stride_kb + h * stride_kh, start, stride_kt, T, BK, D)
     _copy_tile(v_smem, v_ptr + batch * stride_vb + h * stride_vh, start, stride_vt, T, BK, V)
     async_copy.commit_group()
+    for ahead in gl.static_range(STAGES - 1):
+        _copy_queries(
+            ahead, queries, q_base, do_base, start, tiles, stride_qt, stride_qh, stride_dot, T, D, V, BQ, STAGES, GROUPS
+        )  # fmt: skip
 
     dk = gl.zeros([BK, D], gl.float32, result)
     dv = gl.zeros([BK, V], gl.float32, result)
@@ -679,25 +677,28 @@ def key_value_gradient_kernel(
     if n < n_chunks - 1 or HAS_FINAL:
         place = head * n_chunks + n
         dstate_base = dstate_ptr + place * ROWS * V
-        transposed = gl.allocate_shared_memory(gl.bfloat16, [D, BK], gl.SwizzledSharedLayout(1, 1, 1, [1, 0]))
-        transposed.permute((1, 0)).store(k)
-        columns = reinterpret(transposed, gl.bfloat16, [D, BK], gl.SwizzledSharedLayout(1, 1, 1, [0]))
+        ring = gl.allocate_shared_memory(gl.bfloat16, [COUNT * STAGES, D, V], tile)
         for step in gl.static_range(STAGES - 1):
             _copy_mirrored_rows(step, ring, dstate_base, D, V, SPLIT, COUNT, STAGES)
         if NORMALIZED:
             blocked: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [warps, 1], [1, 0])
             z_row = gl.arange(0, D, layout=gl.SliceLayout(1, blocked))
             z_column = gl.arange(0, D, layout=gl.SliceLayout(0, blocked))
-            z = gl.load(dz_ptr + place * D * D + z_row[:, None] * D + z_column[None, :]).to(gl.bfloat16)
-            z_smem = gl.allocate_shared_memory(gl.bfloat16, [D, D], k_tile)
-            z_smem.store(z)
-            fence_async_shared()
-            dk = warpgroup_mma(k_smem, z_smem, dk)
+            z = gl.load(dz_ptr + place * D * D + z_row[:, None] * D + z_column[None, :])
         if GATED:
             chunk_high = gl.load(high_base + chunk_end - 1)
             chunk_low = gl.load(low_base + chunk_end - 1)
             rest = gl.exp2(gl.minimum((chunk_high - end_high) + (chunk_low - end_low), 0.0))
-        async_copy.wait_group(STAGES - 1)
+        async_copy.wait_group(2 * STAGES - 2)
+        lanes: gl.constexpr = gl.BlockedLayout([1, 8], [32, 1], [BK // 32, 32 * warps // BK], [0, 1])
+        transposed = gl.allocate_shared_memory(gl.bfloat16, [D, BK], gl.SwizzledSharedLayout(1, 1, 1, [1, 0]))
+        transposed.permute((1, 0)).store(k_smem.load(lanes))
+        columns = reinterpret(transposed, gl.bfloat16, [D, BK], gl.SwizzledSharedLayout(1, 1, 1, [0]))
+        if NORMALIZED:
+            z_smem = gl.allocate_shared_memory(gl.bfloat16, [D, D], tile)
+            z_smem.store(z.to(gl.bfloat16))
+            fence_async_shared()
+            dk = warpgroup_mma(k_smem, z_smem, dk)
         v = v_smem.load(left)
         k_tiles = ()
         for b in gl.static_range(D // 16):
@@ -709,7 +710,7 @@ def key_value_gradient_kernel(
                 fence_async_shared()
                 for m in gl.static_range(COUNT):
                     scale = columns.index(COUNT * step + m).load(gl.SliceLayout(1, left))
-                    rows = ring.index(COUNT * slot + m).slice(0, D, 0)
+                    rows = ring.index(COUNT * slot + m)
                     dk = warpgroup_mma(_multiply(v, scale[:, None]), rows.permute((1, 0)), dk, is_async=True)
                     if m > 0:  # gives the scaled operands before it their registers back
                         dv = warpgroup_mma_wait(1, deps=(dv,))
@@ -723,14 +724,10 @@ def key_value_gradient_kernel(
             dv *= rest
             later_share = gl.sum(dk * k_smem.load(result).to(gl.float32), 1)
 
-    for step in gl.static_range(STAGES - 1):
-        _copy_queries(
-            step, ring, q_base, do_base, start, tiles, stride_qt, stride_qh, stride_dot, T, D, V, BQ, STAGES, GROUPS
-        )  # fmt: skip
     for step in range(after):
         dk, dv, share = _key_value_tile(
-            dk, dv, share, k_smem, v_smem, step, ring, q_base, do_base, dn_base, high_base, low_base, end_high, end_low,
-            start, tiles, stride_qt, stride_qh, stride_dot, T, T_padded, D, V, BK, BQ, STAGES, GROUPS, GATED,
+            dk, dv, share, k_smem, v_smem, step, queries, q_base, do_base, dn_base, high_base, low_base, end_high,
+            end_low, start, tiles, stride_qt, stride_qh, stride_dot, T, T_padded, D, V, BK, BQ, STAGES, GROUPS, GATED,
             NORMALIZED, False,
         )  # fmt: skip
     high, low = end_high, end_low
@@ -744,8 +741,9 @@ def key_value_gradient_kernel(
         low = gl.convert_layout(row_low, by_score)[:, None]
     for step in range(after, tiles * GROUPS):
         dk, dv, share = _key_value_tile(
-            dk, dv, share, k_smem, v_smem, step, ring, q_base, do_base, dn_base, high_base, low_base, high, low, start,
-            tiles, stride_qt, stride_qh, stride_dot, T, T_padded, D, V, BK, BQ, STAGES, GROUPS, GATED, NORMALIZED, True,
+            dk, dv, share, k_smem, v_smem, step, queries, q_base, do_base, dn_base, high_base, low_base, high, low,
+            start, tiles, stride_qt, stride_qh, stride_dot, T, T_padded, D, V, BK, BQ, STAGES, GROUPS, GATED,
+            NORMALIZED, True,
         )  # fmt: skip
     async_copy.wait_group(0)
 
