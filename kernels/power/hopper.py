@@ -176,11 +176,10 @@ def _copy_state_tiles(
     step, ring, state_ptr, D: gl.constexpr, V: gl.constexpr, SPLIT: gl.constexpr, COUNT: gl.constexpr,
     STAGES: gl.constexpr,
 ):  # fmt: skip
-    """Asks for the state rows of COUNT values of i, the first of them COUNT step; past the last, for the last again."""
+    """Asks for the state rows of COUNT values of i, the first of them COUNT step; past the last, for nothing."""
     slot = step % STAGES
-    i = COUNT * gl.minimum(step, D // COUNT - 1)
     for n in gl.static_range(COUNT):
-        _copy_state_rows(ring.index(COUNT * slot + n).slice(0, D, 0), state_ptr, i + n, D, V, SPLIT)
+        _copy_state_rows(ring.index(COUNT * slot + n).slice(0, D, 0), state_ptr, COUNT * step + n, D, V, SPLIT)
     async_copy.commit_group()
 
 
@@ -383,16 +382,17 @@ def _copy_mirrored_rows(
     STAGES: gl.constexpr,
 ):  # fmt: skip
     """Asks for the rows (i, j) of the symmetric state for COUNT values of i, the first of them COUNT step, and all j;
-    past the last, for the last again."""
+    past the last, for nothing."""
     layout: gl.constexpr = gl.BlockedLayout([1, 8], [256 // V, V // 8], [gl.num_warps(), 1], [1, 0])
     j = gl.arange(0, D, layout=gl.SliceLayout(1, layout))
     column = gl.arange(0, V, layout=gl.SliceLayout(0, layout))
     slot = step % STAGES
     for n in gl.static_range(COUNT):
-        i = COUNT * gl.minimum(step, D // COUNT - 1) + n
+        i = COUNT * step + n
         upper = gl.where(j < SPLIT, j * D + i, SPLIT * D + (i - SPLIT) * (D - SPLIT) + j - SPLIT)
         row = gl.where(i < SPLIT, i * D + j, upper)
-        async_load(ring.index(COUNT * slot + n).slice(0, D, 0), state_ptr + row[:, None] * V + column[None, :])
+        source = state_ptr + row[:, None] * V + column[None, :]
+        async_load(ring.index(COUNT * slot + n).slice(0, D, 0), source, mask=(j < gl.where(i < D, D, 0))[:, None])
     async_copy.commit_group()
 
 
@@ -555,11 +555,11 @@ def _copy_queries(
     step, ring, q_ptr, do_ptr, start, tiles, stride_qt, stride_qh, stride_dot, T, D: gl.constexpr, V: gl.constexpr,
     BQ: gl.constexpr, STAGES: gl.constexpr, GROUPS: gl.constexpr,
 ):  # fmt: skip
-    """Asks for what step ``step`` of :func:`_key_value_tile` reads; past the last, for the last again."""
+    """Asks for what step ``step`` of :func:`_key_value_tile` reads; past the last, for nothing."""
     slot = step % STAGES
-    step = gl.minimum(step, tiles * GROUPS - 1)
-    first = start + (tiles - 1 - step // GROUPS) * BQ
     g = step % GROUPS
+    first = start + (tiles - 1 - step // GROUPS) * BQ
+    T = gl.where(first < start, first, T)  # tokens from T on are not read
     _copy_tile(ring.index(2 * slot), q_ptr + g * stride_qh, first, stride_qt, T, BQ, D)
     _copy_tile(ring.index(2 * slot + 1), do_ptr + g * V, first, stride_dot, T, BQ, V)
     async_copy.commit_group()
