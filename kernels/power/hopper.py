@@ -650,7 +650,6 @@ def key_value_gradient_kernel(
     tiles = (chunk_end - start) // BQ
     after = (tiles - BK // BQ) * GROUPS
 
-    # All in flight before anything is waited for: a program has a multiprocessor to itself.
     k_smem = gl.allocate_shared_memory(gl.bfloat16, [BK, D], tile)
     v_smem = gl.allocate_shared_memory(gl.bfloat16, [BK, V], tile)
     queries = gl.allocate_shared_memory(gl.bfloat16, [2 * STAGES, BQ, V], tile)

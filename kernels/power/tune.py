@@ -35,7 +35,8 @@ def candidates(kernel: str, head_dim: int, on_hopper: bool) -> Iterator[Launch]:
                 yield launch(warps, 2, COUNT=count, BT=tokens, STAGES=stages)
     elif on_hopper and kernel == "key_value_gradient":
         rings = ((2, 2), (2, 3), (2, 4), (4, 2), (4, 3), (8, 2))  # as many as fit shared memory
-        for (warps, tile), other, (count, stages) in itertools.product(((4, 64), (8, 128)), (32, 64), rings):
+        tiles = ((4, 64), (8, 128)) if head_dim == 64 else ((4, 64), (4, 128))
+        for (warps, tile), other, (count, stages) in itertools.product(tiles, (32, 64), rings):
             yield launch(warps, 1, BK=tile, BQ=other, COUNT=count, STAGES=stages)
     elif on_hopper:
         for tile, other, count, stages in itertools.product((64, 128), (32, 64), (2, 4), (2, 3, 4)):
