@@ -26,6 +26,9 @@ from icl_eval.kernels.power.update_state import (
 CHUNK_MULTIPLE = 128
 """Chunks are whole tiles: a chunk size is rounded up to this, which changes no result."""
 
+GATES_BLOCK = 1024
+"""Tokens that a scan over gates takes at once. Where a chunk is the whole sequence, few programs take many in turn."""
+
 SCAN_PROGRAMS = 1024
 """Programs wanted of a scan over chunks."""
 
@@ -137,7 +140,7 @@ def running_gates(log_g: Tensor | None, c: Call, stand_in: Tensor) -> Gates:
     gates = Gates(*c.empty(4, c.B * c.Hk, c.padded).unbind())
     run_kernel(
         running_gates_kernel, (c.n_chunks, c.B * c.Hk), log_g, *gates, *log_g.stride(), c.Hk, *c.lengths,
-        CLOSED=CLOSED_LOG_GATE, BLOCK=CHUNK_MULTIPLE,
+        CLOSED=CLOSED_LOG_GATE, BLOCK=GATES_BLOCK,
     )  # fmt: skip
     return gates
 
@@ -282,7 +285,7 @@ def key_value_gradient(
 ) -> None:  # fmt: skip
     """Writes ``dk``, ``dv`` and the keys' share of the gates' gradient: of all queries, and of later chunks' alone."""
     kernel: Any
-    if c.on_hopper("key_value_gradient"):
+    if c.on_hopper("key_value_gradient") and dstates.numel():  # of attention alone Triton's takes less time
         kernel, chosen, own = hopper_kernels().key_value_gradient_kernel, HOPPER["key_value_gradient", c.D], {}
         tensors: tuple[Tensor, ...] = (q, k, v)
     else:
@@ -302,7 +305,7 @@ def gate_gradient(
     """Writes ``dlog_g``."""
     run_kernel(
         gate_gradient_kernel, (c.n_chunks, c.B * c.Hk), key_share, later_share, query_share, across, log_g, dlog_g,
-        *log_g.stride(), c.Hk, *c.lengths, GROUPS=c.groups, CLOSED=CLOSED_LOG_GATE, BLOCK=CHUNK_MULTIPLE,
+        *log_g.stride(), c.Hk, *c.lengths, GROUPS=c.groups, CLOSED=CLOSED_LOG_GATE, BLOCK=GATES_BLOCK,
     )  # fmt: skip
 
 

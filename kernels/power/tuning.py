@@ -44,13 +44,12 @@ HOPPER: dict[tuple[str, int], Launch] = {
     ("update_state", 64): launch(4, 1, COUNT=4, BT=64, STAGES=3),
     ("forward", 64): launch(4, 1, BM=128, BN=64, COUNT=2, STAGES=3),
     ("query_gradient", 64): launch(4, 1, BM=128, BN=64, COUNT=2, STAGES=4),
-    ("key_value_gradient", 64): launch(8, 1, BK=128, BQ=64, COUNT=4, STAGES=3),
+    ("key_value_gradient", 64): launch(4, 1, BK=64, BQ=32, COUNT=2, STAGES=3),
     ("forward", 32): launch(4, 1, BM=128, BN=32, COUNT=2, STAGES=4),
     ("query_gradient", 32): launch(4, 1, BM=128, BN=32, COUNT=2, STAGES=4),
     ("key_value_gradient", 32): launch(4, 1, BK=128, BQ=32, COUNT=4, STAGES=3),
 }
-"""(kernel, features of keys and of values) to the settings of those in :mod:`hopper`, from the same command but for
-key_value_gradient, which it has not measured yet."""
+"""(kernel, features of keys and of values) to the settings of those in :mod:`hopper`, from the same command."""
 
 
 def settings(kernel: str, head_dim: int, value_dim: int, dtype: torch.dtype, device: torch.device) -> Launch:
