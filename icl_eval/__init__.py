@@ -36,6 +36,7 @@ def __getattr__(name: str) -> Any:
 
 
 with suppress(ModuleNotFoundError):
+    import lm_eval.models  # noqa: F401 - registers lm-eval's own, which it does by itself only where there are none yet
     from lm_eval.api.registry import model_registry
 
     model_registry.register("icl-eval", target="icl_eval.lm_eval_adapter:RunFolderLM")

@@ -4,12 +4,12 @@ import glob
 import re
 import runpy
 import shlex
-import subprocess
 import sys
 from functools import partialmethod
 from pathlib import Path
 
 import pytest
+from lm_eval.__main__ import cli_evaluate
 from lm_eval.tasks import TaskManager
 
 import icl_eval.tasks
@@ -35,7 +35,7 @@ def _grouped(command: str) -> str:
 def test_files_and_commands_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """lm-eval's own 13,000 task files, which take it long to read, are among those that its own command reads."""
+    """Without lm-eval's own 13,000 task files, which take it long to read and are not what is tested."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(TaskManager, "__init__", partialmethod(TaskManager.__init__, include_defaults=False))
     for name, text in FILES.items():
@@ -61,8 +61,9 @@ def test_files_and_commands_run(
     (command,) = LM_EVAL
     tasks = str(Path(icl_eval.tasks.__file__).parent / "lm_eval")
     words = [word.replace("$(icl-eval path lm-eval-tasks)", tasks) for word in shlex.split(_grouped(command))]
-    result = subprocess.run([sys.executable, "-m", "lm_eval", *words], capture_output=True, text=True, timeout=200)
-    assert "score/128/depth_" in result.stdout, result.stderr[-2000:]
+    monkeypatch.setattr(sys, "argv", ["lm-eval", *words])
+    cli_evaluate()
+    assert "score/128/depth_" in capsys.readouterr().out
     measured = load_runs("measured")
     assert [run.name for run in measured] == ["gpt2", "llama", "softmax", "power"] * 2
     assert Path("measured/differences.png").exists()

@@ -198,7 +198,8 @@ def test_importing_icl_eval_registers_the_model_and_little_else() -> None:
     code = (
         "import sys, icl_eval; from lm_eval.api.registry import model_registry; "
         "assert 'icl-eval' in model_registry; assert 'torch' not in sys.modules; "
-        "assert 'lm_eval.evaluator' not in sys.modules; print(model_registry.get('icl-eval').__name__)"
+        "assert 'lm_eval.evaluator' not in sys.modules; assert 'hf' in model_registry; "
+        "print(model_registry.get('icl-eval').__name__)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "RunFolderLM"

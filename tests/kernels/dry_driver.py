@@ -114,7 +114,7 @@ def main() -> None:
     attend(rows[..., :64])
     attend(rows.flatten()[1 : 1 + 300 * 2 * 64].view(1, 300, 2, 64))
 
-    by_look_up = train(500) + train(500, D=32) + decode() + decode()
+    by_look_up = train(500) + train(500, D=16) + decode() + decode()
 
     seen: list[str] = []
 
@@ -128,7 +128,7 @@ def main() -> None:
 
     launch.run_kernel = lambda kernel, grid, *arguments, **constants: kernel[grid](*arguments, **constants)
     step.run_kernel = launch.run_kernel
-    by_triton = train(500) + train(500, D=32) + decode() + decode()
+    by_triton = train(500) + train(500, D=16) + decode() + decode()
     print(
         json.dumps(
             {

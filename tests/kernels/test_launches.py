@@ -14,17 +14,20 @@ import pytest
 pytest.importorskip("triton")
 
 TRAINING_LAUNCHES = 19
-"""Of a forward and backward pass with gates, row-sum normalised degree 2 and several chunks."""
+"""Of a forward and backward pass with gates, row-sum normalised degree 2 and several chunks, by Hopper's kernels."""
+PORTABLE_LAUNCHES = 21
+"""Of one with heads of 16, which Triton's take."""
 TRAINING_KERNELS = 16
 """Compiled for it: some are launched more than once."""
 
 
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    cache = str(tmp_path_factory.mktemp("cache"))
     result = subprocess.run(
         [sys.executable, "-m", "tests.kernels.dry_driver"],
         cwd=Path(__file__).parents[2],
-        env=os.environ | {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("cache"))},
+        env=os.environ | {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": cache, "TRITON_DISABLE_LINE_INFO": "1"},
         capture_output=True,
         text=True,
         timeout=280,
@@ -37,7 +40,9 @@ def test_a_looked_up_kernel_gets_the_arguments_triton_gives(recorded: Any) -> No
     assert recorded["by_look_up"] == recorded["by_triton"]
     names = [name for name, *_ in recorded["by_look_up"]]
     assert names.count("step_kernel") == 6
-    assert len(names) - names.count("step_kernel") - names.count("combine_kernel") == 2 * TRAINING_LAUNCHES
+    assert (
+        len(names) - names.count("step_kernel") - names.count("combine_kernel") == TRAINING_LAUNCHES + PORTABLE_LAUNCHES
+    )
 
 
 def test_a_profilers_hook_sees_every_launch(recorded: Any) -> None:
