@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -105,8 +106,8 @@ def plot_score_by_state(runs: Sequence[Run]) -> Figure:
             ends = [group.label for group in members if group.label != group.name]
             label = ", ".join([f"{backbone} {mixer}" if mixers.count(mixer) > 1 else name, *ends])
             size = [_state_bytes(group) for group in drawn]
-            fill = FILLS[style["ls"]] | {"mfcalt": "white"}
-            ax.errorbar(size, value, yerr=[value - low, high - value], capsize=3, label=label, **style, **fill)
+            look: dict[str, Any] = {**style, **FILLS[style["ls"]], "mfcalt": "white"}
+            ax.errorbar(size, value, yerr=[value - low, high - value], capsize=3, label=label, **look)
         _score_axis(ax, task, groups)
         ax.set_xlabel(f"state at context {task.seq_len:,} (bytes a sequence)")
         ax.margins(x=0.15)

@@ -17,8 +17,7 @@ from triton.runtime.jit import JITFunction
 
 launches: list[tuple[Any, ...]] = []
 compiled: list[str] = []
-"""Kernels of hopper.py that write a result while copies which they asked for may still arrive, in memory that is used
-again: elsewhere the compiler sees to that."""
+"""Names of the kernels that were compiled, in order."""
 
 
 class Utilities:
