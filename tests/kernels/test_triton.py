@@ -5,6 +5,7 @@ The interpreter covers the algorithm in float32; bfloat16 products, pipelining a
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import subprocess
@@ -18,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 pytest.importorskip("triton")
 
 from icl_eval.kernels import power_attention, power_attention_flops, power_attention_step
+from icl_eval.kernels.power import launch
 from tests.kernels.cases import Case, assert_close, outputs_and_gradients, relative_errors
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -50,6 +52,7 @@ GPU_CASES = {
     "no-gates": BASE.with_(gated=False),
     "no-state": BASE.with_(stateful=False),
     "attention-form": BASE.with_(stateful=False, chunk_size=512),
+    "attention-form-T2500": BASE.with_(T=2500, B=1, stateful=False, chunk_size=2500),
     "wide-values": BASE.with_(D=32, V=64),
     "padded-dims": BASE.with_(D=48, V=80),
     "T1": BASE.with_(T=1),
@@ -71,7 +74,7 @@ def test_the_interpreter_agrees_with_the_reference() -> None:
         timeout=280,
     )
     assert result.returncode == 0, result.stdout[-3000:]
-    assert f"{len(INTERPRETER_CASES) + 3} passed" in result.stdout, result.stdout[-500:]
+    assert f"{len(INTERPRETER_CASES) + 5} passed" in result.stdout, result.stdout[-500:]
 
 
 @pytest.mark.skipif(not INTERPRETED, reason="run by test_the_interpreter_agrees_with_the_reference")
@@ -108,6 +111,42 @@ def test_interpreted_step() -> None:
             expected = {"y": y, "S": new[0]} | ({} if new[1] is None else {"z": new[1]})
             found = {"y": got_y, "S": got[0]} | ({} if got[1] is None else {"z": got[1]})
             assert_close(found, expected, 1e-5)
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="run by test_the_interpreter_agrees_with_the_reference")
+@pytest.mark.parametrize(("T", "chunk"), [(2500, 2500), (2500, 1280)])
+def test_interpreted_scans_over_gates_take_chunks_of_several_blocks(T: int, chunk: int) -> None:
+    B, H = 2, 3
+    generator = torch.Generator().manual_seed(0)
+    q = torch.zeros(B, T, H, 16)
+    log_g = -torch.rand(B, T, H, generator=generator) / 100
+    c = launch.call_of(q, q, q, log_g, 16, 2, True, "tf32x3", chunk)
+    assert c.chunk > launch.GATES_BLOCK
+
+    def by_chunk(x: torch.Tensor) -> torch.Tensor:
+        """[B·H, padded] as [B·H, chunks, chunk], zero past the end."""
+        return torch.nn.functional.pad(x[:, :T].double(), (0, c.padded - T)).view(B * H, c.n_chunks, c.chunk)
+
+    def until_end(x: torch.Tensor) -> torch.Tensor:
+        return x.flip(-1).cumsum(-1).flip(-1)
+
+    log2_g = by_chunk(log_g.transpose(1, 2).reshape(B * H, T)) / math.log(2)
+    got = launch.running_gates(log_g, c, q)
+    running = by_chunk(got.high.double() + got.low.double())
+    torch.testing.assert_close(running, by_chunk(log2_g.cumsum(-1).view(B * H, -1)), rtol=1e-12, atol=1e-12)
+    found = {"from_start": by_chunk(got.from_start), "to_end": by_chunk(got.to_end)}
+    expected = {"from_start": log2_g.cumsum(-1).exp2(), "to_end": (until_end(log2_g) - log2_g).exp2()}
+    assert_close(found, {name: by_chunk(x.view(B * H, -1)) for name, x in expected.items()}, 1e-6)
+
+    key, later, query = (torch.randn(B * H, c.padded, generator=generator) for _ in range(3))
+    across = torch.randn(B * H, c.n_chunks, generator=generator)
+    dlog_g = torch.full((B, T, H), torch.nan)
+    launch.gate_gradient(key, later, query, across, log_g, dlog_g, c)
+    after = across.double() + by_chunk(later).sum(-1)
+    gradient = after[..., None] + until_end(by_chunk(query) - by_chunk(key))
+    assert_close(
+        {"dlog_g": dlog_g.transpose(1, 2).reshape(B * H, T).double()}, {"dlog_g": gradient.view(B * H, -1)[:, :T]}, 1e-6
+    )
 
 
 @pytest.mark.gpu
@@ -293,7 +332,7 @@ def test_gpu_falls_back_with_one_warning(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_what_fails_is_set_aside_for_the_next_best(
     errors: list[float | Exception], works: bool, warned: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from icl_eval.kernels.power import backends, launch
+    from icl_eval.kernels.power import backends
 
     def self_check(*_: object) -> float:
         outcome = errors.pop(0)
