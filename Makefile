@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-# Modules are compiled once, as they are first imported, and not those that nothing imports: a third of a minute for two.
+# Where the environment forbids to keep compiled modules, every process would compile torch and all others again.
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: quickstart test test-slow lint clean
