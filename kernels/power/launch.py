@@ -156,15 +156,17 @@ def transposed(x: Tensor, c: Call, kernel: str) -> Tensor:
     return out
 
 
+def _chosen(name: str, portable: Any, c: Call, on_hopper: bool) -> tuple[Any, dict[str, Any]]:
+    """A kernel of :mod:`hopper` or its portable form, and its settings with what only the portable form is told."""
+    if on_hopper:
+        return getattr(hopper_kernels(), f"{name}_kernel"), HOPPER[name, c.D].options
+    own = {"DEGREE": c.degree, "PRECISION": c.precision}
+    return portable, settings(name, c.D, c.V, c.dtype, c.device).options | own
+
+
 def update_states(x: Tensor, xt: Tensor, v: Tensor, gate: Tensor, out: Tensor, c: Call, groups: int) -> None:
     """What each chunk adds to the state, into ``out`` [B·Hk, chunks to update, rows, V]."""
-    kernel: Any
-    if c.on_hopper("update_state"):
-        kernel, chosen, own = hopper_kernels().update_state_kernel, HOPPER["update_state", c.D], {}
-    else:
-        kernel, chosen = update_state_kernel, settings("update_state", c.D, c.V, c.dtype, c.device)
-        own = {"DEGREE": c.degree, "PRECISION": c.precision}
-    options = chosen.options
+    kernel, options = _chosen("update_state", update_state_kernel, c, c.on_hopper("update_state"))
     programs = 1
     if c.degree == 1:
         options["COUNT"] = 1
@@ -174,7 +176,7 @@ def update_states(x: Tensor, xt: Tensor, v: Tensor, gate: Tensor, out: Tensor, c
     run_kernel(
         kernel, (programs * n_updates * c.B * c.Hk,), x, xt, v, gate, out, *x.stride()[:3], *v.stride()[:3], c.Hk,
         *c.lengths, n_updates, c.rows * c.V, out.stride(0) // (c.rows * c.V), D=c.D, V=c.V, SPLIT=c.split,
-        GROUPS=groups, GATED=c.gated, **own, **options,
+        GROUPS=groups, GATED=c.gated, **options,
     )  # fmt: skip
 
 
@@ -234,18 +236,13 @@ def forward(
     y_low: Tensor, row_sum: Tensor, c: Call, *, has_initial: bool, output_scale: float,
 ) -> None:  # fmt: skip
     """Writes ``y``, what rounding cut off it (unless ``y_low`` is empty) and the row sums."""
-    kernel: Any
-    if c.on_hopper("forward"):
-        kernel, chosen, own = hopper_kernels().forward_kernel, HOPPER["forward", c.D], {}
-        tensors: tuple[Tensor, ...] = (q, k, v)
-    else:
-        kernel, chosen = forward_kernel, settings("forward", c.D, c.V, c.dtype, c.device)
-        own = {"DEGREE": c.degree, "PRECISION": c.precision}
-        tensors = (q, k, v, qt)
+    on_hopper = c.on_hopper("forward")
+    kernel, options = _chosen("forward", forward_kernel, c, on_hopper)
+    extra = () if on_hopper else (qt,)
     run_kernel(
-        kernel, (ceil_div(c.T, chosen.options["BM"]), c.B * c.H), *tensors, gates.high, gates.low, states,
+        kernel, (ceil_div(c.T, options["BM"]), c.B * c.H), q, k, v, *extra, gates.high, gates.low, states,
         normalizers, y, y_low, row_sum, *_strides(q, k, v), c.H, *c.lengths, c.n_chunks, output_scale, **c.constants,
-        HAS_INITIAL=has_initial, KEEP_LOW=y_low.numel() > 0, **own, **chosen.options,
+        HAS_INITIAL=has_initial, KEEP_LOW=y_low.numel() > 0, **options,
     )  # fmt: skip
 
 
@@ -264,18 +261,13 @@ def query_gradient(
     normalizers: Tensor, dq: Tensor, share: Tensor, c: Call, *, has_initial: bool,
 ) -> None:  # fmt: skip
     """Writes ``dq`` and the queries' share of the gates' gradient."""
-    kernel: Any
-    if c.on_hopper("query_gradient"):
-        kernel, chosen, own = hopper_kernels().query_gradient_kernel, HOPPER["query_gradient", c.D], {}
-        tensors: tuple[Tensor, ...] = (q, k, v)
-    else:
-        kernel, chosen = query_gradient_kernel, settings("query_gradient", c.D, c.V, c.dtype, c.device)
-        own = {"DEGREE": c.degree, "PRECISION": c.precision}
-        tensors = (q, k, v, qt)
+    on_hopper = c.on_hopper("query_gradient")
+    kernel, options = _chosen("query_gradient", query_gradient_kernel, c, on_hopper)
+    extra = () if on_hopper else (qt,)
     run_kernel(
-        kernel, (ceil_div(c.T, chosen.options["BM"]), c.B * c.H), *tensors, do, dn, gates.high, gates.low, states,
+        kernel, (ceil_div(c.T, options["BM"]), c.B * c.H), q, k, v, *extra, do, dn, gates.high, gates.low, states,
         normalizers, dq, share, *_strides(q, k, v), c.H, *c.lengths, c.n_chunks, **c.constants, HAS_INITIAL=has_initial,
-        **own, **chosen.options,
+        **options,
     )  # fmt: skip
 
 
@@ -284,18 +276,13 @@ def key_value_gradient(
     dnormalizers: Tensor, dk: Tensor, dv: Tensor, share: Tensor, later_share: Tensor, c: Call, *, has_final: bool,
 ) -> None:  # fmt: skip
     """Writes ``dk``, ``dv`` and the keys' share of the gates' gradient: of all queries, and of later chunks' alone."""
-    kernel: Any
-    if c.on_hopper("key_value_gradient") and dstates.numel():  # of attention alone Triton's takes less time
-        kernel, chosen, own = hopper_kernels().key_value_gradient_kernel, HOPPER["key_value_gradient", c.D], {}
-        tensors: tuple[Tensor, ...] = (q, k, v)
-    else:
-        kernel, chosen = key_value_gradient_kernel, settings("key_value_gradient", c.D, c.V, c.dtype, c.device)
-        own = {"DEGREE": c.degree, "PRECISION": c.precision}
-        tensors = (q, k, v, kt)
+    on_hopper = c.on_hopper("key_value_gradient") and dstates.numel() > 0  # of attention alone Triton's takes less time
+    kernel, options = _chosen("key_value_gradient", key_value_gradient_kernel, c, on_hopper)
+    extra = () if on_hopper else (kt,)
     run_kernel(
-        kernel, (ceil_div(c.T, chosen.options["BK"]), c.B * c.Hk), *tensors, do, dn, gates.high, gates.low, dstates,
+        kernel, (ceil_div(c.T, options["BK"]), c.B * c.Hk), q, k, v, *extra, do, dn, gates.high, gates.low, dstates,
         dnormalizers, dk, dv, share, later_share, *_strides(q, k, v), c.Hk, *c.lengths, c.n_chunks, **c.constants,
-        HAS_FINAL=has_final, **own, **chosen.options,
+        HAS_FINAL=has_final, **options,
     )  # fmt: skip
 
 

@@ -12,7 +12,13 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from icl_eval.kernels.power.compiled import RUN_TIME_SIZES
-from icl_eval.kernels.power.hopper.tiles import add_scaled_tiles, async_load, copy_key_value, reinterpret
+from icl_eval.kernels.power.hopper.tiles import (
+    add_scaled_tiles,
+    as_columns,
+    async_load,
+    copy_key_value,
+    load_normalizer,
+)
 
 
 @gluon.jit
@@ -122,19 +128,13 @@ def forward_kernel(
 
     if n > 0 or HAS_INITIAL:
         place = kv_head * (n_chunks + 1) + n
-        transposed = gl.allocate_shared_memory(gl.bfloat16, [D, BM], gl.SwizzledSharedLayout(1, 1, 1, [1, 0]))
-        transposed.permute((1, 0)).store(q)
-        columns = reinterpret(transposed, gl.bfloat16, [D, BM], gl.SwizzledSharedLayout(1, 1, 1, [0]))
+        columns = as_columns(q, BM, D)
         acc = _query_state(
             acc, q_base, stride_qt, t, T, ring, columns, state_ptr + place * ROWS * V, D, V, SPLIT, COUNT, STAGES
         )
         if NORMALIZED:
-            blocked: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [4, 1], [1, 0])
-            z_row = gl.arange(0, D, layout=gl.SliceLayout(1, blocked))
-            z_column = gl.arange(0, D, layout=gl.SliceLayout(0, blocked))
-            z = gl.load(z_ptr + place * D * D + z_row[:, None] * D + z_column[None, :]).to(gl.bfloat16)
             z_smem = ring.index(0).slice(0, D, 0)
-            z_smem.store(z)
+            z_smem.store(load_normalizer(z_ptr, place, D).to(gl.bfloat16))
             fence_async_shared()
             qz = warpgroup_mma(q_smem, z_smem, gl.zeros([BM, D], gl.float32, result), use_acc=False)
             row_sum = gl.sum(qz * q_smem.load(result).to(gl.float32), 1)

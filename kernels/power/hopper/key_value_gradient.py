@@ -12,7 +12,14 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from icl_eval.kernels.power.compiled import RUN_TIME_SIZES
-from icl_eval.kernels.power.hopper.tiles import add_scaled_tiles, copy_mirrored_rows, copy_tile, multiply, reinterpret
+from icl_eval.kernels.power.hopper.tiles import (
+    add_scaled_tiles,
+    as_columns,
+    copy_mirrored_rows,
+    copy_tile,
+    load_normalizer,
+    multiply,
+)
 
 
 @gluon.jit
@@ -145,19 +152,14 @@ def key_value_gradient_kernel(
         for step in gl.static_range(STAGES - 1):
             copy_mirrored_rows(step, ring, dstate_base, D, V, SPLIT, COUNT, STAGES)
         if NORMALIZED:
-            blocked: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [warps, 1], [1, 0])
-            z_row = gl.arange(0, D, layout=gl.SliceLayout(1, blocked))
-            z_column = gl.arange(0, D, layout=gl.SliceLayout(0, blocked))
-            z = gl.load(dz_ptr + place * D * D + z_row[:, None] * D + z_column[None, :])
+            z = load_normalizer(dz_ptr, place, D)
         if GATED:
             chunk_high = gl.load(high_base + chunk_end - 1)
             chunk_low = gl.load(low_base + chunk_end - 1)
             rest = gl.exp2(gl.minimum((chunk_high - end_high) + (chunk_low - end_low), 0.0))
         async_copy.wait_group(2 * STAGES - 2)
         lanes: gl.constexpr = gl.BlockedLayout([1, 8], [32, 1], [BK // 32, 32 * warps // BK], [0, 1])
-        transposed = gl.allocate_shared_memory(gl.bfloat16, [D, BK], gl.SwizzledSharedLayout(1, 1, 1, [1, 0]))
-        transposed.permute((1, 0)).store(k_smem.load(lanes))
-        columns = reinterpret(transposed, gl.bfloat16, [D, BK], gl.SwizzledSharedLayout(1, 1, 1, [0]))
+        columns = as_columns(k_smem.load(lanes), BK, D)
         if NORMALIZED:
             z_smem = gl.allocate_shared_memory(gl.bfloat16, [D, D], tile)
             z_smem.store(z.to(gl.bfloat16))

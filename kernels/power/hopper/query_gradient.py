@@ -12,7 +12,14 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from icl_eval.kernels.power.compiled import RUN_TIME_SIZES
-from icl_eval.kernels.power.hopper.tiles import copy_key_value, copy_mirrored_rows, copy_tile, multiply, reinterpret
+from icl_eval.kernels.power.hopper.tiles import (
+    as_columns,
+    copy_key_value,
+    copy_mirrored_rows,
+    copy_tile,
+    load_normalizer,
+    multiply,
+)
 
 
 @gluon.jit(do_not_specialize=RUN_TIME_SIZES)
@@ -72,9 +79,7 @@ def query_gradient_kernel(
     if n > 0 or HAS_INITIAL:
         place = kv_head * (n_chunks + 1) + n
         state_base = state_ptr + place * ROWS * V
-        transposed = gl.allocate_shared_memory(gl.bfloat16, [D, BM], gl.SwizzledSharedLayout(1, 1, 1, [1, 0]))
-        transposed.permute((1, 0)).store(q)
-        columns = reinterpret(transposed, gl.bfloat16, [D, BM], gl.SwizzledSharedLayout(1, 1, 1, [0]))
+        columns = as_columns(q, BM, D)
         for step in gl.static_range(STAGES - 1):
             copy_mirrored_rows(step, ring, state_base, D, V, SPLIT, COUNT, STAGES)
         async_copy.wait_group(STAGES - 1)
@@ -92,12 +97,8 @@ def query_gradient_kernel(
             acc = warpgroup_mma_wait(0, deps=(acc,))
         async_copy.wait_group(0)
         if NORMALIZED:
-            blocked: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [4, 1], [1, 0])
-            z_row = gl.arange(0, D, layout=gl.SliceLayout(1, blocked))
-            z_column = gl.arange(0, D, layout=gl.SliceLayout(0, blocked))
-            z = gl.load(z_ptr + place * D * D + z_row[:, None] * D + z_column[None, :]).to(gl.bfloat16)
             z_smem = ring.index(0).slice(0, D, 0)
-            z_smem.store(z)
+            z_smem.store(load_normalizer(z_ptr, place, D).to(gl.bfloat16))
             fence_async_shared()
             qz = warpgroup_mma(q_smem, z_smem, gl.zeros([BM, D], gl.float32, result), use_acc=False)
             acc += qz * dn[:, None]

@@ -69,3 +69,20 @@ def copy_mirrored_rows(
         source = state_ptr + row[:, None] * V + column[None, :]
         async_load(ring.index(COUNT * slot + n).slice(0, D, 0), source, mask=(j < gl.where(i < D, D, 0))[:, None])
     async_copy.commit_group()
+
+
+@gluon.jit
+def as_columns(x, ROWS: gl.constexpr, D: gl.constexpr):
+    """x [ROWS, D] in shared memory by columns: ``index(i)`` is column i."""
+    columns = gl.allocate_shared_memory(gl.bfloat16, [D, ROWS], gl.SwizzledSharedLayout(1, 1, 1, [1, 0]))
+    columns.permute((1, 0)).store(x)
+    return reinterpret(columns, gl.bfloat16, [D, ROWS], gl.SwizzledSharedLayout(1, 1, 1, [0]))
+
+
+@gluon.jit
+def load_normalizer(z_ptr, place, D: gl.constexpr):
+    """The normaliser [D, D] at a place among all, in float32."""
+    layout: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [gl.num_warps(), 1], [1, 0])
+    row = gl.arange(0, D, layout=gl.SliceLayout(1, layout))
+    column = gl.arange(0, D, layout=gl.SliceLayout(0, layout))
+    return gl.load(z_ptr + place * D * D + row[:, None] * D + column[None, :])
