@@ -3,10 +3,11 @@
     python benchmarks/training.py --out results/training
 
 Times whole optimiser steps of the harness' own loss module (forward, chunked cross-entropy, backward, clipping, AdamW)
-in bfloat16 autocast on random tokens, one sequence a step, all mixers in one process; and, at longer contexts, held-out
-losses without gradients. Writes ``training.csv`` (median and 20/80 % quantiles of the step, tokens/s, share of the
-measured bf16 matmul peak on weight and state FLOPs without recomputation, peak memory) and ``training.json`` (GPU,
-versions, commit, command). ``--profile`` also prints which kernels a step of each mixer spends its time in.
+in bfloat16 autocast on random tokens, one sequence a step (or ``--batch``), all mixers in one process; and, at longer
+contexts, held-out losses without gradients. Writes ``training.csv`` (median and 20/80 % quantiles of the step,
+tokens/s, share of the measured bf16 matmul peak on weight and state FLOPs without recomputation, peak memory) and
+``training.json`` (GPU, versions, commit, command). ``--profile`` also prints which kernels a step of each mixer spends
+its time in.
 """
 
 import argparse
@@ -42,7 +43,7 @@ def matmul_peak() -> float:
 
 
 def time_steps(
-    mixer: MixerConfig, context: int, steps: int, compiled: bool, mode: str, profiled: bool
+    mixer: MixerConfig, batch: int, context: int, steps: int, compiled: bool, mode: str, profiled: bool
 ) -> dict[str, Any]:
     """Quantiles of the seconds of ``steps`` steps, ``"train"`` or ``"evaluate"``, after two for warming up; memory."""
     config = ModelConfig(vocab_size=VOCAB_SIZE, num_layers=12, mixers=(mixer,), tied_embeddings=True)
@@ -50,8 +51,8 @@ def time_steps(
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     if compiled:
         model.model.compile_parts()
-    tokens = torch.randint(0, VOCAB_SIZE, (1, context + 1), device="cuda")
-    weights = torch.full((1, context), 1 / context, device="cuda")
+    tokens = torch.randint(0, VOCAB_SIZE, (batch, context + 1), device="cuda")
+    weights = torch.full((batch, context), 1 / (batch * context), device="cuda")
 
     def step() -> Tensor:
         with torch.autocast("cuda", torch.bfloat16), torch.set_grad_enabled(mode == "train"):
@@ -86,8 +87,8 @@ def time_steps(
         "seconds": median,
         "seconds_q20": low,
         "seconds_q80": high,
-        "tokens_per_second": context / median,
-        "flops_per_second": flops * context / median,
+        "tokens_per_second": batch * context / median,
+        "flops_per_second": flops * batch * context / median,
         "peak_memory_gb": torch.cuda.max_memory_allocated() / 1e9,
     }
 
@@ -100,6 +101,7 @@ def main() -> None:
         "--evaluate", type=int, nargs="*", default=[262_144], help="contexts measured without gradients"
     )
     parser.add_argument("--mixers", nargs="+", choices=MIXERS, default=list(MIXERS))
+    parser.add_argument("--batch", type=int, default=1, help="sequences a step")
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
@@ -113,8 +115,11 @@ def main() -> None:
     for mode, context in cases:
         softmax = None
         for name in arguments.mixers:
-            row: dict[str, Any] = {"mode": mode, "mixer": name, "context": context, "compiled": arguments.compile}
-            row |= time_steps(MIXERS[name], context, arguments.steps, arguments.compile, mode, arguments.profile)
+            row: dict[str, Any] = {"mode": mode, "mixer": name, "batch": arguments.batch, "context": context}
+            row["compiled"] = arguments.compile
+            row |= time_steps(
+                MIXERS[name], arguments.batch, context, arguments.steps, arguments.compile, mode, arguments.profile
+            )
             softmax = row["tokens_per_second"] if name == "softmax" else softmax
             over_softmax = softmax and row["tokens_per_second"] / softmax
             row |= {"over_softmax": over_softmax, "share_of_peak": row["flops_per_second"] / peak}
