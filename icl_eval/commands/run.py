@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
+import torch.distributed
 import typer
 
 from icl_eval.commands import options
@@ -70,6 +71,8 @@ def run(
         tuning=tuning,
         arms=arms,
     )
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
     if IS_MAIN_PROCESS and any(folder.rglob("DONE")):
         finished = [run for run in load_runs(folder) if run.seed in experiment.seeds]
         console.print(f"\n{experiment.question}\n", highlight=False)
