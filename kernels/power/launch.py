@@ -14,7 +14,7 @@ from icl_eval.kernels.power.forward import forward_kernel
 from icl_eval.kernels.power.gates import CLOSED_LOG_GATE
 from icl_eval.kernels.power.layout import gate_gradient_kernel, running_gates_kernel, transpose_kernel
 from icl_eval.kernels.power.tiles import split_of, state_rows
-from icl_eval.kernels.power.tuning import HOPPER, architecture, settings
+from icl_eval.kernels.power.tuning import ATTENTION_ALONE, HOPPER, architecture, settings
 from icl_eval.kernels.power.update_state import (
     discumsum_kernel,
     inner_product_kernel,
@@ -156,17 +156,22 @@ def transposed(x: Tensor, c: Call, kernel: str) -> Tensor:
     return out
 
 
-def _chosen(name: str, portable: Any, c: Call, on_hopper: bool) -> tuple[Any, dict[str, Any]]:
-    """A kernel of :mod:`hopper` or its portable form, and its settings with what only the portable form is told."""
-    if on_hopper:
-        return getattr(hopper_kernels(), f"{name}_kernel"), HOPPER[name, c.D].options
+def _chosen(name: str, portable: Any, c: Call, *, alone: bool = False) -> tuple[Any, dict[str, Any]]:
+    """A kernel of :mod:`hopper` or its portable form, and its settings with what only the portable form is told.
+
+    ``alone``: it meets no states.
+    """
+    if c.on_hopper(name):
+        key = name, c.D
+        table = ATTENTION_ALONE if alone and key in ATTENTION_ALONE else HOPPER
+        return getattr(hopper_kernels(), f"{name}_kernel"), table[key].options
     own = {"DEGREE": c.degree, "PRECISION": c.precision}
     return portable, settings(name, c.D, c.V, c.dtype, c.device).options | own
 
 
 def update_states(x: Tensor, xt: Tensor, v: Tensor, gate: Tensor, out: Tensor, c: Call, groups: int) -> None:
     """What each chunk adds to the state, into ``out`` [B·Hk, chunks to update, rows, V]."""
-    kernel, options = _chosen("update_state", update_state_kernel, c, c.on_hopper("update_state"))
+    kernel, options = _chosen("update_state", update_state_kernel, c)
     programs = 1
     if c.degree == 1:
         options["COUNT"] = 1
@@ -236,9 +241,8 @@ def forward(
     y_low: Tensor, row_sum: Tensor, c: Call, *, has_initial: bool, output_scale: float,
 ) -> None:  # fmt: skip
     """Writes ``y``, what rounding cut off it (unless ``y_low`` is empty) and the row sums."""
-    on_hopper = c.on_hopper("forward")
-    kernel, options = _chosen("forward", forward_kernel, c, on_hopper)
-    extra = () if on_hopper else (qt,)
+    kernel, options = _chosen("forward", forward_kernel, c, alone=not states.numel())
+    extra = () if c.on_hopper("forward") else (qt,)
     run_kernel(
         kernel, (ceil_div(c.T, options["BM"]), c.B * c.H), q, k, v, *extra, gates.high, gates.low, states,
         normalizers, y, y_low, row_sum, *_strides(q, k, v), c.H, *c.lengths, c.n_chunks, output_scale, **c.constants,
@@ -261,9 +265,8 @@ def query_gradient(
     normalizers: Tensor, dq: Tensor, share: Tensor, c: Call, *, has_initial: bool,
 ) -> None:  # fmt: skip
     """Writes ``dq`` and the queries' share of the gates' gradient."""
-    on_hopper = c.on_hopper("query_gradient")
-    kernel, options = _chosen("query_gradient", query_gradient_kernel, c, on_hopper)
-    extra = () if on_hopper else (qt,)
+    kernel, options = _chosen("query_gradient", query_gradient_kernel, c, alone=not states.numel())
+    extra = () if c.on_hopper("query_gradient") else (qt,)
     run_kernel(
         kernel, (ceil_div(c.T, options["BM"]), c.B * c.H), q, k, v, *extra, do, dn, gates.high, gates.low, states,
         normalizers, dq, share, *_strides(q, k, v), c.H, *c.lengths, c.n_chunks, **c.constants, HAS_INITIAL=has_initial,
@@ -276,9 +279,8 @@ def key_value_gradient(
     dnormalizers: Tensor, dk: Tensor, dv: Tensor, share: Tensor, later_share: Tensor, c: Call, *, has_final: bool,
 ) -> None:  # fmt: skip
     """Writes ``dk``, ``dv`` and the keys' share of the gates' gradient: of all queries, and of later chunks' alone."""
-    on_hopper = c.on_hopper("key_value_gradient") and dstates.numel() > 0  # of attention alone Triton's takes less time
-    kernel, options = _chosen("key_value_gradient", key_value_gradient_kernel, c, on_hopper)
-    extra = () if on_hopper else (kt,)
+    kernel, options = _chosen("key_value_gradient", key_value_gradient_kernel, c, alone=not dstates.numel())
+    extra = () if c.on_hopper("key_value_gradient") else (kt,)
     run_kernel(
         kernel, (ceil_div(c.T, options["BK"]), c.B * c.Hk), q, k, v, *extra, do, dn, gates.high, gates.low, dstates,
         dnormalizers, dk, dv, share, later_share, *_strides(q, k, v), c.Hk, *c.lengths, c.n_chunks, **c.constants,

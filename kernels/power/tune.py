@@ -1,6 +1,7 @@
 """Measures launch settings of the Triton kernels on this GPU and prints the lines to add to the table in ``tuning``.
 
     python -m icl_eval.kernels.power.tune --head-dim 64 --value-dim 64
+    python -m icl_eval.kernels.power.tune --head-dim 64 --value-dim 64 --attention-alone --batch 8 --tokens 4096
 
 Each kernel's candidates are tried one after another while the other kernels keep their settings; a candidate that does
 not compile or fit is left out. A few minutes, mostly of compilation. Where :mod:`hopper` has the kernel, its settings
@@ -47,12 +48,14 @@ def candidates(kernel: str, head_dim: int, on_hopper: bool) -> Iterator[Launch]:
             yield launch(warps, 3, **{rows: tile, columns: other, "STAGES": stages})
 
 
-def kernel_microseconds(kernel: str, head_dim: int, value_dim: int, tokens: int) -> float:
+def kernel_microseconds(
+    kernel: str, head_dim: int, value_dim: int, batch: int, tokens: int, chunk_size: int | None
+) -> float:
     """Median time of one kernel in a forward and backward pass of 12 heads, gated, bfloat16, degree 2."""
     generator = torch.Generator("cuda").manual_seed(0)
 
     def normal(*shape: int) -> torch.Tensor:
-        return torch.randn(1, tokens, 12, *shape, generator=generator, device="cuda")
+        return torch.randn(batch, tokens, 12, *shape, generator=generator, device="cuda")
 
     q, k = (normal(head_dim).bfloat16().requires_grad_() for _ in range(2))
     v = normal(value_dim).bfloat16().requires_grad_()
@@ -60,7 +63,7 @@ def kernel_microseconds(kernel: str, head_dim: int, value_dim: int, tokens: int)
     dy = normal(value_dim).bfloat16()
 
     def once() -> None:
-        y = power_attention(q, k, v, log_g, backend="triton")
+        y = power_attention(q, k, v, log_g, backend="triton", chunk_size=chunk_size)
         assert isinstance(y, torch.Tensor)
         torch.autograd.grad(y, (q, k, v, log_g), dy)
 
@@ -74,21 +77,27 @@ def kernel_microseconds(kernel: str, head_dim: int, value_dim: int, tokens: int)
     return times[len(times) // 2]
 
 
-def tune(kernel: str, head_dim: int, value_dim: int, tokens: int) -> None:
+def tune(kernel: str, head_dim: int, value_dim: int, batch: int, tokens: int, attention_alone: bool) -> None:
     """Measures a kernel's candidates, keeps the best and prints it."""
     device = torch.device("cuda", torch.cuda.current_device())
     on_hopper = takes_hopper(kernel, head_dim, value_dim, 2, torch.bfloat16, device)
-    table: dict[Any, Launch] = tuning.HOPPER if on_hopper else tuning.TABLE
+    if attention_alone and not on_hopper:
+        raise SystemExit(f"--attention-alone: {kernel} is none of Hopper's here, and Triton's have one setting for both")
+    table: dict[Any, Launch] = tuning.TABLE
+    if on_hopper:
+        table = tuning.ATTENTION_ALONE if attention_alone else tuning.HOPPER
     key = (kernel, head_dim) if on_hopper else (tuning.architecture(device), kernel, head_dim, value_dim)
     measured: list[tuple[float, Launch]] = []
     for candidate in candidates(kernel, head_dim, on_hopper):
         table[key] = candidate
         try:
-            measured.append((kernel_microseconds(kernel, head_dim, value_dim, tokens), candidate))
+            chunk_size = tokens if attention_alone else None
+            microseconds = kernel_microseconds(kernel, head_dim, value_dim, batch, tokens, chunk_size)
         except Exception as failure:  # compilers refuse settings in many ways; any refusal drops the candidate
             print(f"# {kernel} {candidate.options}: {type(failure).__name__}")
         else:
-            print(f"# {kernel} {candidate.options}: {measured[-1][0]:.0f} µs", flush=True)
+            measured.append((microseconds, candidate))
+            print(f"# {kernel} {candidate.options}: {microseconds:.0f} µs", flush=True)
     microseconds, best = min(measured, key=lambda entry: entry[0])
     table[key] = best
     tiles = ", ".join(f"{name}={value}" for name, value in best.tiles)
@@ -102,12 +111,18 @@ def main() -> None:
     parser.add_argument(
         "--tokens", type=int, default=65536, help="sequence length to measure at (default: %(default)s)"
     )
+    parser.add_argument("--batch", type=int, default=1, help="sequences (default: %(default)s)")
+    parser.add_argument("--attention-alone", action="store_true", help="one chunk, so that there are no states")
     parser.add_argument("--kernels", nargs="+", choices=KERNELS, default=KERNELS, help="which (default: all)")
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         raise SystemExit("tuning needs a CUDA GPU")
     for kernel in arguments.kernels:
-        tune(kernel, arguments.head_dim, arguments.value_dim, arguments.tokens)
+        if kernel != "update_state" or not arguments.attention_alone:
+            tune(
+                kernel, arguments.head_dim, arguments.value_dim, arguments.batch, arguments.tokens,
+                arguments.attention_alone,
+            )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -51,6 +51,11 @@ HOPPER: dict[tuple[str, int], Launch] = {
 }
 """(kernel, features of keys and of values) to the settings of those in :mod:`hopper`, from the same command."""
 
+ATTENTION_ALONE: dict[tuple[str, int], Launch] = {
+    ("key_value_gradient", 64): launch(4, 1, BK=64, BQ=64, COUNT=2, STAGES=2),
+}
+"""As :data:`HOPPER`, of calls without states (``tune --attention-alone``), where others are faster than its own."""
+
 
 def settings(kernel: str, head_dim: int, value_dim: int, dtype: torch.dtype, device: torch.device) -> Launch:
     """The table's entry for a kernel, or a setting that fits every shape."""

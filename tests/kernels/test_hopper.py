@@ -22,7 +22,7 @@ pytest.importorskip("triton")
 
 from icl_eval.kernels.power.tiles import split_of, state_rows
 from icl_eval.kernels.power.tune import candidates
-from icl_eval.kernels.power.tuning import HOPPER, Launch
+from icl_eval.kernels.power.tuning import ATTENTION_ALONE, HOPPER, Launch
 from tests.kernels.ptx import Code, Hazards, Program, bfloat16_to_float, float_to_bfloat16, parse
 from tests.kernels.ptx_memory import Array, GlobalMemory
 
@@ -362,7 +362,10 @@ def case_of(kernel: str, D: int, settings: Launch, **changes: Any) -> Case:
     return Case(kernel=kernel, D=D, settings=settings, **changes)
 
 
-CASES = [case_of(kernel, D, settings) for (kernel, D), settings in HOPPER.items()]
+CASES = [
+    *(case_of(kernel, D, settings) for (kernel, D), settings in HOPPER.items()),
+    *(case_of(kernel, D, settings, T=200) for (kernel, D), settings in ATTENTION_ALONE.items()),
+]
 PLAIN_CASES = [
     case_of(kernel, D, HOPPER[kernel, D], gated=False, normalized=False, initial=True, groups=1, T=200, chunk=128)
     for kernel, D in (("forward", 32), ("query_gradient", 32), ("key_value_gradient", 64))
