@@ -82,7 +82,7 @@ def tune(kernel: str, head_dim: int, value_dim: int, batch: int, tokens: int, at
     device = torch.device("cuda", torch.cuda.current_device())
     on_hopper = takes_hopper(kernel, head_dim, value_dim, 2, torch.bfloat16, device)
     if attention_alone and not on_hopper:
-        raise SystemExit(f"--attention-alone: {kernel} is none of Hopper's here, and Triton's have one setting for both")
+        raise SystemExit(f"--attention-alone: {kernel} is not one of Hopper's here; Triton's have one setting for both")
     table: dict[Any, Launch] = tuning.TABLE
     if on_hopper:
         table = tuning.ATTENTION_ALONE if attention_alone else tuning.HOPPER
