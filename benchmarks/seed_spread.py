@@ -1,8 +1,9 @@
 """How far seeds differ in what claims are judged by: for each claim, the standard deviation between seeds, as the root
 mean square over its contrasts; then over claims. A lone seed's interval is widened by twice that.
 
-    python benchmarks/seed_spread.py results/fig1_state_helps results/fig3_window_vs_linear results/fig4_icl_curves \\
-        results/fig7_balanced_icl results/fig8_axes results/fig9_long_context results/table4_equal_inference
+    python benchmarks/seed_spread.py results/fig1_state_helps results/fig2_balance results/fig3_window_vs_linear \\
+        results/fig4_icl_curves results/fig7_balanced_icl results/fig8_axes results/fig9_long_context \\
+        results/table4_equal_inference
 """
 
 import sys

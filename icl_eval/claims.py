@@ -39,8 +39,9 @@ from icl_eval.gates import LONG_GAIN, Gate, alone, equal, long_gain, spent
 from icl_eval.kernel_times import KernelTimes
 
 ONE_SEED_ALLOWANCE = 0.03
-"""Nats added to both sides of every interval where one seed cannot show how far trainings differ: twice the standard
-deviation between seeds, .014, of the contrasts of the claims that ran with three (``benchmarks/seed_spread.py``)."""
+"""Nats added to both sides of every interval where one seed cannot show how far trainings differ: about twice the
+standard deviation between seeds, .015, of the contrasts of the claims that ran with three
+(``benchmarks/seed_spread.py``)."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -60,15 +60,17 @@ def save_figure(figure: Figure, file: Path) -> None:
 
 
 def arm_styles(arms: Sequence[Arm | MeasuredArm]) -> list[dict]:
-    """Colour and marker of each arm; an arm whose mixer another has taken in this panel keeps the colour, dashed."""
+    """Colour and marker of each arm; an arm whose mixer another has taken in this panel keeps the colour, dashed and
+    with other fillings of its marker."""
     styles: list[dict] = []
     taken: list[str] = []
     for arm in arms:
         model = arm.model
         mixer = model.mixers[0].name if isinstance(model, ModelConfig) else model.label
         color = _COLORS.get(mixer, _OTHERS[crc32(mixer.encode()) % len(_OTHERS)])
-        dashes = ("-", "--", "-.", ":")[taken.count(mixer) % 4]
-        styles.append({"color": color, "marker": _MARKERS.get(mixer, "v"), "ls": dashes, "ms": 5, "lw": 1.6})
+        dashes, filling = (("-", "full"), ("--", "none"), ("-.", "left"), (":", "bottom"))[taken.count(mixer) % 4]
+        marker = {"marker": _MARKERS.get(mixer, "v"), "ms": 5, "fillstyle": filling}
+        styles.append({"color": color, **marker, "ls": dashes, "lw": 1.6})
         taken.append(mixer)
     return styles
 

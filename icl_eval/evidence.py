@@ -15,7 +15,7 @@ from icl_eval.experiment import Arm
 from icl_eval.models import Flops
 from icl_eval.positions import Positions
 from icl_eval.run_folder import Run, RunFolderError
-from icl_eval.statistics import CONFIDENCE, Curve, Estimate, cross_fitted, draws, each_once, estimate
+from icl_eval.statistics import CONFIDENCE, cross_fitted, draws, each_once
 from icl_eval.tasks import TextTask
 
 Spent = Literal["flops", "seconds", "tokens"]
@@ -226,16 +226,6 @@ class Evidence:
         if not chosen.any() or not counts[:, chosen].sum() > 0:
             raise MissingEvidenceError(f"{arm.name} has no measurement at positions {last // 2 + 1} to {last}")
         return draws(sums[:, :, chosen].sum(axis=2), counts[:, chosen].sum(axis=1), self.confidence)
-
-    def difference(self, one: ArmRuns, other: ArmRuns) -> Curve:
-        """Loss of one arm less that of another by position, paired, at the end of training."""
-        (sums, counts), (other_sums, other_counts) = (self.cells(arm, arm.snapshot(self.end)) for arm in (one, other))
-        edges = one.positions[0].bin_edges
-        bins = [b for b in range(counts.shape[1]) if counts[:, b].sum() > 0]
-        estimates = [
-            estimate(draws(sums[:, :, b], counts[:, b]) - draws(other_sums[:, :, b], other_counts[:, b])) for b in bins
-        ]
-        return Curve(edges[:-1][bins], edges[1:][bins] - 1, Estimate(*map(np.array, zip(*estimates, strict=True))))
 
     def _best(self, arm: ArmRuns, snapshot: int) -> np.ndarray:
         """Best-context loss, cross-fitted (:func:`icl_eval.statistics.cross_fitted`)."""

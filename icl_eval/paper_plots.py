@@ -11,7 +11,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from icl_eval.drawing import arm_styles, legend, log_axis, new_figure, new_panels, seconds_label, spending_axis
+from icl_eval.comparison import compare
+from icl_eval.drawing import (
+    arm_styles,
+    fit_to_lines,
+    legend,
+    log_axis,
+    new_figure,
+    new_panels,
+    seconds_label,
+    spending_axis,
+)
 from icl_eval.evidence import ArmRuns, Evidence, MissingEvidenceError, Spent
 from icl_eval.gates import DECIDING_SCALES
 from icl_eval.groups import panel_titles
@@ -23,10 +33,11 @@ from icl_eval.tasks import Task
 CAPTIONS = {
     "end_points": "Best-context loss of finished models (ends of decay branches) against training FLOPs (causal) "
     "and against seconds of training, and the in-context learning curve at the end, from a 256th of the context on. "
-    "Bands: 95 %, documents and seeds.",
+    "Bands: 95 %, documents and seeds, of each arm by itself: differences are paired, and narrower.",
     "through_training": "In-context learning curves of each arm at its branch ends: the later, the darker.",
     "differences": "Loss of each arm less the reference's by position, at the end, paired over documents and seeds: "
-    "above zero the reference is better. Bands: 95 %.",
+    "above zero the reference is better. Bands: 95 % for all positions and arms of a panel at once; of a lone seed "
+    "over documents alone.",
 }
 """Figures, by the stem of their file."""
 FIRST_SHARE = 256
@@ -87,7 +98,7 @@ def plot_end_points(study: Study) -> Figure:
         row[2].set(xlabel="position (tokens)", ylabel=f"held-out loss ({evidence.unit_by_position})")
         log_axis(row[2])
         titles = panel_titles(dict.fromkeys(arm.arm.task for arm in arms)).values()
-        row[0].set_title(f"{' and '.join(titles)} ({study.domain})")
+        row[0].set_title(f"{next(iter(titles))} ({study.domain})" if len(titles) == 1 else study.domain)
         legend(row[0])
     return figure
 
@@ -128,14 +139,14 @@ def plot_differences(study: Study) -> Figure:
         raise MissingEvidenceError("no task has two arms")
     figure, axes = new_panels(len(rows))
     for ax, arms in zip(axes, rows, strict=True):
-        evidence = Evidence(arms)
         reference = _reference(arms)
-        for arm, style in zip(arms, _styles(arms), strict=True):
-            if arm is not reference:
-                line = evidence.difference(arm, reference)
-                _band(ax, line.center, line.estimate, {**style, "label": f"{arm.name} - {reference.name}"})
+        styles = dict(zip((arm.name for arm in arms), _styles(arms), strict=True))
+        pairs = [(arm.name, reference.name) for arm in arms if arm is not reference]
+        for first, second, line in compare({arm.name: arm.positions for arm in arms}, pairs=pairs):
+            _band(ax, line.center, line.estimate, {**styles[first], "label": f"{first} - {second}"})
+        fit_to_lines(ax)
         ax.axhline(0, color="black", lw=0.8)
-        ax.set(xlabel="position (tokens)", ylabel=f"difference of loss ({evidence.unit_by_position})")
+        ax.set(xlabel="position (tokens)", ylabel=f"difference of loss ({Evidence(arms).unit_by_position})")
         ax.set_title(panel_titles([arms[0].arm.task])[arms[0].arm.task])
         log_axis(ax)
         legend(ax)

@@ -177,7 +177,7 @@ def plot_training(runs: Sequence[Run]) -> Figure:
     figure, axes = new_figure(rows=2, columns=len(tasks))
     for column, (task, groups) in zip(axes.T, tasks.items(), strict=True):
         for ax, (spent, label) in zip(
-            column, (("flops", "training FLOPs"), ("seconds", seconds_label(runs))), strict=True
+            column, (("flops", "training FLOPs (causal)"), ("seconds", seconds_label(runs))), strict=True
         ):
             for group, style in zip(groups, arm_styles([group.arm for group in groups]), strict=True):
                 positions = group.positions

@@ -152,10 +152,9 @@ def test_few_arms_of_a_study_share_a_row_whatever_their_context(axes_of_growth: 
     (study,) = studies(axes_of_growth)
     figure = plot_end_points(study)
     assert len(figure.axes) == 3
-    title = figure.axes[0].get_title()
-    assert title == "source_code, context 1,024 and source_code, context 4,096 (SourceCode abababab)"
+    assert figure.axes[0].get_title() == "SourceCode abababab"
     assert figure.axes[2].get_legend_handles_labels()[1] == ["base", "batch", "parameters", "context"]
-    assert len({line.get_linestyle() for line in figure.axes[2].lines}) == 4
+    assert len({(line.get_linestyle(), line.get_fillstyle()) for line in figure.axes[2].lines}) == 4
     plt.close(figure)
 
 
