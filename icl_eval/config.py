@@ -5,6 +5,7 @@ This module imports nothing but the standard library, and every room may import 
 
 import dataclasses
 import difflib
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from types import UnionType
@@ -114,7 +115,7 @@ def _type_hints(cls: type[Config]) -> dict[str, Any]:
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value is of the annotated type. A whole number is a number; a truth value is neither."""
+    """Whether a value is of the annotated type. A whole number is a number; truth values and infinity are not."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Literal:
         return any(value is option or (type(value) is type(option) and value == option) for option in arguments)
@@ -126,7 +127,7 @@ def _fits(value: Any, hint: Any) -> bool:
         items = arguments[:1] * len(value) if arguments[1:] == (...,) else arguments
         return len(items) == len(value) and all(map(_fits, value, items))
     if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
+        return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool)
     return not isinstance(hint, type) or origin is not None or isinstance(value, hint)
@@ -143,7 +144,13 @@ def _described(hint: Any) -> str:
         if arguments[1:] == (...,):
             return f"a tuple, each item {_described(arguments[0])}"
         return f"a tuple of {len(arguments)}: {', '.join(map(_described, arguments))}"
-    words = {int: "a whole number", float: "a number", str: "a string", bool: "True or False", type(None): "None"}
+    words = {
+        int: "a whole number",
+        float: "a finite number",
+        str: "a string",
+        bool: "True or False",
+        type(None): "None",
+    }
     return words.get(hint, f"a {getattr(hint, '__name__', hint)}")
 
 

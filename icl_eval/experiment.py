@@ -258,10 +258,11 @@ class Experiment(Config):
         self.require(len(names) >= 1, "arms", "one arm at least")
         if len(set(names)) < len(names):
             raise ValueError(f"Experiment.arms: names must differ, got {', '.join(names)}")
+        distinct = len(set(self.seeds)) == len(self.seeds)
         self.require(
-            len(self.seeds) >= 1 and len(set(self.seeds)) == len(self.seeds) and all(seed >= 0 for seed in self.seeds),
+            len(self.seeds) >= 1 and distinct and all(0 <= seed < 2**32 for seed in self.seeds),
             "seeds",
-            "distinct integers of at least 0, one at least",
+            "distinct integers from 0 to 2**32 - 1, one at least",
         )
         self.require(self.eval_batch_size >= 1, "eval_batch_size", "at least 1")
         self.require(

@@ -1,5 +1,6 @@
 """Text from a model: decoding with a carried state, stop strings, several samples."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +26,10 @@ class Decoding:
         max_new_tokens: most tokens written.
         temperature: 0 takes the likeliest token; otherwise samples from ``softmax(logits / temperature)``.
         top_k: samples from the k likeliest tokens only; 0 for all.
-        top_p: samples from the likeliest tokens that hold this share of the probability.
+        top_p: samples from the likeliest tokens that hold this share of the probability, one at least.
+
+    Raises:
+        ValueError: a number is out of its range.
     """
 
     until: tuple[str, ...] = ()
@@ -33,6 +37,16 @@ class Decoding:
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name, holds, allowed in (
+            ("max_new_tokens", self.max_new_tokens >= 0, "at least 0"),
+            ("temperature", 0 <= self.temperature < math.inf, "at least 0"),
+            ("top_k", self.top_k >= 0, "at least 0"),
+            ("top_p", 0 <= self.top_p <= 1, "from 0 to 1"),
+        ):
+            if not holds:
+                raise ValueError(f"{name} = {getattr(self, name)!r}: must be {allowed}")
 
     @classmethod
     def from_gen_kwargs(cls, given: Mapping[str, Any]) -> "Decoding":
@@ -43,10 +57,18 @@ class Decoding:
         """
         rest = dict(given)
         until = rest.pop("until", rest.pop("stop", None)) or ()
-        lengths = [int(rest.pop(name)) for name in _LENGTHS if name in rest]
         sample = rest.pop("do_sample", None)
-        temperature = float(rest.pop("temperature", 1.0 if sample else 0.0))
-        top_k, top_p = int(rest.pop("top_k", 0)), float(rest.pop("top_p", 1.0))
+
+        def number(name: str, default: float) -> float:
+            value = rest.pop(name, default)
+            try:
+                return float(value)
+            except (TypeError, ValueError):
+                raise ValueError(f"generation argument {name} = {value!r}: must be a number") from None
+
+        lengths = [int(number(name, 0)) for name in _LENGTHS if name in rest]
+        temperature = number("temperature", 1.0 if sample else 0.0)
+        top_k, top_p = int(number("top_k", 0)), number("top_p", 1.0)
         for name, value in rest.items():
             if name not in _NEUTRAL:
                 known = {*_LENGTHS, "until", "do_sample", "temperature", "top_k", "top_p"}
@@ -110,8 +132,8 @@ def _stopped(text: str, until: Sequence[str], ended: bool) -> str | None:
 def _choose(scores: Tensor, decoding: Decoding, sampler: torch.Generator) -> int:
     if decoding.temperature == 0:
         return int(scores.argmax())
-    probabilities, order = (scores / decoding.temperature).softmax(-1).sort(descending=True)
+    probabilities, order = ((scores - scores.max()) / decoding.temperature).softmax(-1).sort(descending=True)
     if decoding.top_k:
         probabilities[decoding.top_k :] = 0
-    probabilities[probabilities.cumsum(-1) - probabilities >= decoding.top_p] = 0
+    probabilities[1:][probabilities.cumsum(-1)[:-1] >= decoding.top_p] = 0
     return int(order[torch.multinomial(probabilities, 1, generator=sampler)])

@@ -65,14 +65,9 @@ def run_in_processes(
     if jobs < 1:
         raise ValueError(f"jobs = {jobs}: must be at least 1")
     gpus = _gpus(device)
-    runs_per_device = math.ceil(jobs / max(len(gpus), 1))
-    timed = [arm.name for arm in experiment.arms if arm.budget.seconds is not None]
-    if timed and runs_per_device > 1:
-        raise ValueError(
-            f"jobs = {jobs}: the budget of arm {timed[0]!r} is in seconds, which runs sharing a device would falsify"
-        )
     root, jobs_left = _unfinished(experiment, out, preset, device, tracker, tuning, only)
-    work = [job | {"runs_per_device": runs_per_device} for job in jobs_left]
+    jobs = max(1, min(jobs, len(jobs_left)))
+    work = _sharing(experiment, jobs_left, math.ceil(jobs / max(len(gpus), 1)))
     failures: dict[str, str] = {}
     workers = [_Worker(gpus[slot % len(gpus)] if gpus else None, jobs) for slot in range(jobs)]
     free: SimpleQueue[_Worker] = SimpleQueue()
@@ -133,7 +128,7 @@ def run_on_ray(
     cluster = ray.cluster_resources()
     gpus = gpus_per_run if device != "cpu" and cluster.get("GPU", 0) else 0
     sharing = math.ceil(1 / gpus) if gpus else int(cluster["CPU"])
-    work = [job | {"runs_per_device": sharing} for job in jobs_left]
+    work = _sharing(experiment, jobs_left, min(sharing, len(jobs_left)))
     task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=MAX_RETRIES, max_calls=1)(run_job)
     failures: dict[str, str] = {}
     running = {task.remote(job): job for job in work}
@@ -192,10 +187,26 @@ def _unfinished(
     ]
 
 
+def _sharing(experiment: Experiment, jobs: list[Job], runs_per_device: int) -> list[Job]:
+    """The jobs, told how many of them share a device.
+
+    Raises:
+        ValueError: several do, and a budget is in seconds.
+    """
+    timed = [arm.name for arm in experiment.arms if arm.budget.seconds is not None]
+    if timed and runs_per_device > 1:
+        raise ValueError(
+            f"{runs_per_device} runs would share a device: the budget of arm {timed[0]!r} is in seconds, which that "
+            "would falsify"
+        )
+    return [job | {"runs_per_device": runs_per_device} for job in jobs]
+
+
 def _note(job: Job, failure: str | None, failures: dict[str, str], on_end: Callable[[str, str | None], None]) -> None:
     name = f"{job['arm']} seed {job['seed']}"
     if failure is not None:
-        failures[job["arm"]] = f"{name}: {failure}"
+        before = f"{failures[job['arm']]}; " if job["arm"] in failures else ""
+        failures[job["arm"]] = f"{before}{name}: {failure}"
     on_end(name, failure)
 
 

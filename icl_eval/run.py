@@ -71,16 +71,18 @@ def run_experiment(
     for arm in experiment.arms:
         if arm.budget.seconds is None:
             make_plan(arm, arm.schedule().steps, experiment.snapshots)
-        if arm.training.batch_size < accelerator.num_processes:
-            raise ValueError(
-                f"arm {arm.name!r}: batch_size = {arm.training.batch_size} is smaller than the number of processes, "
-                f"{accelerator.num_processes}: every process needs a sequence"
-            )
-        if accelerator.is_fsdp2 and arm.training.batch_size % accelerator.num_processes:
-            raise ValueError(
-                f"arm {arm.name!r}: batch_size = {arm.training.batch_size} must be a multiple of the number of "
-                f"processes, {accelerator.num_processes}, when they share the model"
-            )
+        for field in ("batch_size", "start_batch_size"):
+            size, processes = getattr(arm.training, field), accelerator.num_processes
+            if size is not None and size < processes:
+                raise ValueError(
+                    f"arm {arm.name!r}: {field} = {size} is smaller than the number of processes, {processes}: every "
+                    "process needs a sequence"
+                )
+            if size is not None and accelerator.is_fsdp2 and size % processes:
+                raise ValueError(
+                    f"arm {arm.name!r}: {field} = {size} must be a multiple of the number of processes, {processes}, "
+                    "when they share the model"
+                )
     runs = [(arm, seed) for arm in experiment.arms for seed in experiment.seeds]
     runs = [run for run in runs if only is None or (run[0].name, run[1]) in only]
     first = experiment.seeds[0]

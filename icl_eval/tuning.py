@@ -1,7 +1,10 @@
 """Learning rates by equal trials: a grid for every arm at a share of its budget, and a ledger of what came out."""
 
+import fcntl
 import hashlib
 import json
+import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache
@@ -90,8 +93,8 @@ def tune(
     """
     if not 0 < fraction <= 1:
         raise ValueError(f"fraction = {fraction}: must be above 0 and at most 1")
-    if rates is not None and (len(set(rates)) < 2 or min(rates) <= 0):
-        raise ValueError(f"rates = {tuple(rates)}: must be two or more different positive numbers")
+    if rates is not None and not (len(set(rates)) > 1 and all(0 < rate < math.inf for rate in rates)):
+        raise ValueError(f"rates = {tuple(rates)}: must be two or more different positive finite numbers")
     path = Path(out) / "ledger.json" if ledger is None else Path(ledger)
     trials = {arm.name: _trial(arm, fraction) for arm in experiment.arms}
     wanted = {
@@ -109,11 +112,17 @@ def tune(
             tries = replace(
                 experiment, name=f"{experiment.name}-tune", arms=arms, seeds=experiment.seeds[:1], snapshots=1
             )
+            _enter(path, [])  # fails now, not after the tries, where it cannot be written
             root, failures = launch(tries, Path(out) / "tune")
-            for (name, rate), arm in missing.items():
-                if (folder := root / _try_name(name, rate)).exists() and _try_name(name, rate) not in failures:
-                    entries.append(_entry(experiment, arm, folder) | {"arm": name})
-            write_atomically(path, to_json({"tries": entries}, indent=1))
+            entries = _enter(
+                path,
+                [
+                    _entry(experiment, arm, folder) | {"arm": name}
+                    for (name, rate), arm in missing.items()
+                    if (folder := root / _try_name(name, rate) / f"seed{experiment.seeds[0]}").exists()
+                    and _try_name(name, rate) not in failures
+                ],
+            )
             if failures:
                 raise RunFolderError(f"tries failed, and were not entered: {'; '.join(failures.values())}")
         grids = {name: _grid(entries, experiment, trial) for name, trial in trials.items()}
@@ -201,6 +210,26 @@ def read_ledger(path: Path) -> list[dict[str, Any]]:
         raise RunFolderError(f"the ledger {path} is damaged: {error!r}") from error
 
 
+def _enter(path: Path, tries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The ledger's tries, once these are in it; other commands may write the same ledger meanwhile.
+
+    Raises:
+        RunFolderError: the ledger is damaged, or cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path.parent, os.O_RDONLY)
+    except OSError as error:
+        raise RunFolderError(f"cannot write {path}: {error.strerror or error}") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        entries = read_ledger(path) + tries
+        write_atomically(path, to_json({"tries": entries}, indent=1))
+        return entries
+    finally:
+        os.close(descriptor)
+
+
 @cache
 def _data_hash(task: Task) -> str | None:
     return task.build(0).manifest().get("sha256")
@@ -219,7 +248,8 @@ def at_rate(arm: Arm, rate: float) -> Arm:
 
 
 def _try_name(name: str, rate: float) -> str:
-    return f"{name}-{rate:g}".replace("+", "")
+    short = f"{rate:g}"
+    return f"{name}-{short if float(short) == rate else repr(rate)}".replace("+", "")
 
 
 def _grid(entries: list[dict[str, Any]], experiment: Experiment, trial: Arm) -> Grid:

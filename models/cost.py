@@ -10,7 +10,8 @@ class StateSize(NamedTuple):
         mathematical: what the architecture's definition needs.
         stored: what the implementation holds in tensors while decoding token by token.
         fixed: of the stored elements, those whose type does not follow the activations'.
-        fixed_bytes: what those take; a recurrent state is kept in float32 whatever the activations are.
+        fixed_bytes: what those take; recurrent states, and inputs that a backbone keeps for its
+            short convolution or token shift, are float32 whatever products are taken in.
     """
 
     mathematical: int
@@ -25,7 +26,7 @@ class StateSize(NamedTuple):
         return cls(mathematical, stored, stored, 4 * stored)
 
     def bytes(self, activation_bytes: int) -> int:
-        """Bytes stored, with activations of that many bytes an element: 2 under bfloat16, else 4."""
+        """Bytes stored, with keys and values of that many bytes an element: 2 under bfloat16 autocast, else 4."""
         return self.fixed_bytes + activation_bytes * (self.stored - self.fixed)
 
     def __add__(self, other: tuple) -> "StateSize":

@@ -152,7 +152,13 @@ class LanguageModel(nn.Module):
     def hidden(
         self, tokens: Tensor, state: tuple | None = None, inputs: Tensor | None = None, *, return_state: bool = True
     ) -> tuple[Tensor, Any]:
-        """Normalised last hidden layer ``[B, T, C]``, and the state after the tokens (``None`` unless asked for)."""
+        """Normalised last hidden layer ``[B, T, C]``, and the state after the tokens (``None`` unless asked for).
+
+        Raises:
+            ValueError: there are no tokens.
+        """
+        if tokens.ndim != 2 or tokens.shape[1] == 0:
+            raise ValueError(f"tokens have shape {list(tokens.shape)}: must be [B, T] with T at least 1")
         states = state or (None,) * len(self.layers)
         x = self.embedding(tokens)
         if self.input_proj is not None:
@@ -205,8 +211,8 @@ class LanguageModel(nn.Module):
             temperature: 0 takes the likeliest token; otherwise samples from ``softmax(logits / temperature)``.
             seed: of the sampling.
         """
-        if prompt.shape[1] == 0:
-            raise ValueError("prompt is empty: at least one token is needed")
+        if not 0 <= temperature < math.inf:
+            raise ValueError(f"temperature = {temperature}: must be at least 0")
         sampler = torch.Generator(prompt.device).manual_seed(seed)
         hidden, state = self.hidden(prompt)
         logits = self.head(hidden[:, -1])
@@ -214,7 +220,8 @@ class LanguageModel(nn.Module):
             if temperature == 0:
                 token = logits.argmax(-1)
             else:
-                probabilities = (logits.float() / temperature).softmax(-1)
+                scores = logits.float()
+                probabilities = ((scores - scores.amax(-1, keepdim=True)) / temperature).softmax(-1)
                 token = torch.multinomial(probabilities, 1, generator=sampler)[:, 0]
             yield token
             logits, state = self.step(token, state)

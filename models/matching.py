@@ -75,15 +75,16 @@ class Match(Config):
         if knob not in KNOBS:
             raise ValueError(f"knob = {knob!r}: must be one of {', '.join(KNOBS)}")
         variants = _Variants(model, knob, self.context)
-        nearest = min(self._around_target(variants), key=lambda found: abs(math.log(self.measure(found) / self.target)))
-        if len(variants) > 1 and self.measure(variants[0]) == self.measure(variants[-1]):
+        candidates = self._around_target(variants) if knob == "window" else variants
+        nearest = min(candidates, key=lambda found: abs(math.log(self.measure(found) / self.target)))
+        if len(variants) > 1 and len({self.measure(variants[at]) for at in (0, len(variants) // 2, -1)}) == 1:
             raise ValueError(f"{knob} does not change the {self.quantity} of {model.label}: solve for another knob")
         if abs(self.mismatch(nearest)) > FAR:
             warnings.warn(f"no {knob} of {model.label} comes close: {self.sentence(nearest)}", stacklevel=2)
         return nearest
 
     def _around_target(self, variants: Sequence[ModelConfig]) -> Iterator[ModelConfig]:
-        """The last variant below the target and the first at or above it; the quantity grows along the variants."""
+        """The last variant below the target and the first at or above it, of many along which the quantity grows."""
         low, high = 0, len(variants) - 1
         while low < high:
             middle = (low + high) // 2
@@ -97,7 +98,7 @@ class Match(Config):
 
 
 class _Variants(Sequence[ModelConfig]):
-    """The variants of a model along a knob, in the order in which state, parameters and FLOPs grow; made when read."""
+    """The variants of a model along a knob, made when read; along windows state, parameters and FLOPs grow."""
 
     def __init__(self, model: ModelConfig, knob: Knob, context: int):
         self.model, self.knob = model, knob

@@ -1,5 +1,6 @@
 """How the commands that train do so: here, in several processes, or on Ray."""
 
+import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -31,8 +32,11 @@ def launch(
 ) -> tuple[Path, dict[str, str]]:
     """Run an experiment as the options say; gives its folder, and why runs failed, by arm."""
 
-    if sharding != "none" and (jobs != 1 or launcher != "local"):
-        raise ValueError(f"--sharding {sharding}: needs torchrun, which neither --jobs nor --launcher ray goes with")
+    if (sharding != "none" or int(os.environ.get("WORLD_SIZE", "1")) > 1) and (jobs != 1 or launcher != "local"):
+        raise ValueError("torchrun, which --sharding needs, goes neither with --jobs nor with --launcher ray")
+
+    if jobs != 1 and launcher != "local":
+        raise ValueError(f"--jobs {jobs}: --launcher {launcher} runs as many at a time as its cluster has room for")
 
     if gpus_per_run != 1 and launcher == "local":
         raise ValueError(f"--gpus-per-run {gpus_per_run:g}: needs --launcher ray; here --jobs shares the GPUs out")

@@ -73,10 +73,10 @@ def run(
     )
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
-    if IS_MAIN_PROCESS and any(folder.rglob("DONE")):
-        finished = [run for run in load_runs(folder) if run.seed in experiment.seeds]
+    finished = [path for seed in experiment.seeds for path in folder.glob(f"*/seed{seed}/DONE")]
+    if IS_MAIN_PROCESS and finished:
         console.print(f"\n{experiment.question}\n", highlight=False)
-        summarise(finished, folder, console)
+        summarise([run for run in load_runs(folder) if run.seed in experiment.seeds], folder, console)
     if failures:
         raise RunFolderError(f"runs failed: {'; '.join(failures.values())}")
     return None

@@ -53,11 +53,11 @@ class RWKV(Backbone):
         return RWKVLayer(mixer, self.hidden_width(mixer), layer, num_layers)
 
     def hidden_width(self, mixer: MixerConfig) -> int:
-        return round(self.hidden_ratio * mixer.width)
+        return max(1, round(self.hidden_ratio * mixer.width))
 
     def state_size(self, mixer: MixerConfig, context: int) -> StateSize:
         shifts = mixer.width * (1 if mixer.shifts_tokens else 2)
-        return mixer.state_size(context) + StateSize(shifts, shifts)
+        return mixer.state_size(context) + StateSize.float32(shifts)
 
     def flops_per_token(self, mixer: MixerConfig, context: int, *, causal: bool = True) -> Flops:
         channel_mix = 4.0 * mixer.width * self.hidden_width(mixer)

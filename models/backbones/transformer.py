@@ -48,11 +48,11 @@ class Transformer(Backbone):
         return TransformerLayer(self, mixer, layer, num_layers)
 
     def hidden_width(self, mixer: MixerConfig) -> int:
-        return round(self.mlp_ratio * mixer.width)
+        return max(1, round(self.mlp_ratio * mixer.width))
 
     def state_size(self, mixer: MixerConfig, context: int) -> StateSize:
         conv = max(self.short_conv - 1, 0) * mixer.width
-        return mixer.state_size(context) + StateSize(conv, conv)
+        return mixer.state_size(context) + StateSize.float32(conv)
 
     def flops_per_token(self, mixer: MixerConfig, context: int, *, causal: bool = True) -> Flops:
         matrices = 3 if self.activation == "swiglu" else 2

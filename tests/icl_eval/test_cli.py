@@ -149,6 +149,8 @@ def test_arms_can_be_chosen_and_join_the_others_later(
         (["run", "quickstart", "--device", "gpu"], "device = 'gpu'"),
         (["run", "quickstart", "--arms", "mqar-powr"], "unknown arm 'mqar-powr'; did you mean 'mqar-power'"),
         (["run", "quickstart", "--gpus-per-run", "0.5"], "--gpus-per-run 0.5: needs --launcher ray"),
+        (["run", "quickstart", "--jobs", "2", "--launcher", "ray"], "--jobs 2: --launcher ray runs as many at a time"),
+        (["run", "quickstart", "--seeds", "0,5000000000"], "must be distinct integers from 0 to 2**32 - 1"),
         (["run", "quickstart", "--launcher", "rya"], "unknown launcher 'rya'; did you mean 'ray'"),
         (["run", "quickstart", "--ledger", "nowhere.json"], "there is no ledger nowhere.json"),
         (["tune", "tables"], "the preset 'tables' trains nothing"),
@@ -163,6 +165,38 @@ def test_mistakes_are_answered_in_a_sentence(
     code, _, errors = icl_eval(monkeypatch, capsys, *arguments)
     assert code == 2
     assert message in errors
+    assert "Traceback" not in errors
+
+
+def test_processes_under_torchrun_start_none_of_their_own(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    code, _, errors = icl_eval(monkeypatch, capsys, "run", "quickstart", "--jobs", "2")
+    assert code == 2
+    assert "torchrun, which --sharding needs, goes neither with --jobs nor with --launcher ray" in errors
+
+
+def test_where_all_runs_fail_every_reason_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    command = [
+        "run",
+        str(Path(__file__).parent / "tiny.py"),
+        "--out",
+        tmp_path,
+        "--device",
+        "cpu",
+        "--arms",
+        "mqar-softmax",
+    ]
+    assert icl_eval(monkeypatch, capsys, *command)[0] == 0
+    (root,) = tmp_path.iterdir()
+    for seed in (1, 2):
+        (root / "mqar-softmax" / f"seed{seed}").touch()
+    code, _, errors = icl_eval(monkeypatch, capsys, *command, "--seeds", "1,2", "--jobs", "2")
+    assert code == 2
+    assert re.search("runs failed: mqar-softmax seed [12]: .*; mqar-softmax seed [12]: ", errors)
     assert "Traceback" not in errors
 
 

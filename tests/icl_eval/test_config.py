@@ -83,15 +83,21 @@ def test_impossible_experiments_are_refused(make: object, message: str) -> None:
     [
         (lambda: Training(batch_size=4.5), "Training.batch_size = 4.5: must be a whole number"),
         (lambda: Training(batch_size=True), "Training.batch_size = True: must be a whole number"),
-        (lambda: Training(learning_rate="1e-3"), "Training.learning_rate = '1e-3': must be a number"),
-        (lambda: Training(betas=(0.9,)), "Training.betas = (0.9,): must be a tuple of 2: a number, a number"),
+        (lambda: Training(learning_rate="1e-3"), "Training.learning_rate = '1e-3': must be a finite number"),
+        (
+            lambda: Training(betas=(0.9,)),
+            "Training.betas = (0.9,): must be a tuple of 2: a finite number, a finite number",
+        ),
         (lambda: Training(betas=[0.9, 0.95]), "Training.betas = [0.9, 0.95]: must be a tuple of 2"),
-        (lambda: Training(branches=(0.5, "1")), "Training.branches = (0.5, '1'): must be a tuple, each item a number"),
+        (
+            lambda: Training(branches=(0.5, "1")),
+            "Training.branches = (0.5, '1'): must be a tuple, each item a finite number",
+        ),
         (lambda: Training(compile=1), "Training.compile = 1: must be True or False"),
         (lambda: Training(micro_batch_size="2"), "Training.micro_batch_size = '2': must be a whole number or None"),
         (lambda: arm(task="mqar"), "Arm.task = 'mqar': must be a Task"),
-        (lambda: Budget(tokens="many"), "Budget.tokens = 'many': must be a number or None"),
-        (lambda: replace(Training(), clip_norm=None), "Training.clip_norm = None: must be a number"),
+        (lambda: Budget(tokens="many"), "Budget.tokens = 'many': must be a finite number or None"),
+        (lambda: replace(Training(), clip_norm=None), "Training.clip_norm = None: must be a finite number"),
     ],
 )
 def test_fields_of_another_type_are_refused_in_a_sentence(make: object, message: str) -> None:

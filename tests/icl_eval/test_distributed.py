@@ -3,13 +3,17 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from accelerate import Accelerator
 
-from icl_eval import load_runs
-from icl_eval.run import make_accelerator
+from icl_eval import Arm, Budget, Experiment, Training, load_runs
+from icl_eval.models import Linear, ModelConfig
+from icl_eval.run import make_accelerator, run_experiment
+from icl_eval.tasks import Files
 from tests.icl_eval.processes import start
 
 PRESET = f"""
@@ -65,6 +69,19 @@ def test_two_processes_give_the_losses_of_one(module: str, preset: Path, alone: 
         assert two.positions is not None
         np.testing.assert_array_equal(two.positions.document_count, one.positions.document_count)
         np.testing.assert_allclose(two.positions.nll_sum.sum(1), one.positions.nll_sum.sum(1), rtol=1e-5)
+
+
+@pytest.mark.parametrize("field", ["batch_size", "start_batch_size"])
+def test_every_process_needs_a_sequence(field: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Accelerator, "num_processes", 3)
+    training = Training(batch_size=8, start_context=16, start_tokens=64, start_batch_size=4)
+    task = Files(path="nowhere", seq_len=32)
+    arm = Arm(
+        name="few", task=task, model=ModelConfig(mixers=(Linear(),)), training=replace(training, **{field: 2}),
+        budget=Budget(tokens=1e6),
+    )  # fmt: skip
+    with pytest.raises(ValueError, match=f"arm 'few': {field} = 2 is smaller than the number of processes, 3"):
+        run_experiment(Experiment(name="small", question="Does it run?", arms=(arm,)), tmp_path, device="cpu")
 
 
 def test_sharding_needs_something_to_share_with() -> None:

@@ -151,7 +151,7 @@ def test_a_process_takes_the_gpu_that_is_free(tmp_path: Path, monkeypatch: pytes
     together.clear()
     timed = replace(sweep, arms=tuple(replace(arm, budget=Budget(seconds=1.0)) for arm in sweep.arms))
     assert run_in_processes(timed, tmp_path, jobs=2)[1] == {}
-    with pytest.raises(ValueError, match="jobs = 3: the budget of arm 'mqar-softmax' is in seconds"):
+    with pytest.raises(ValueError, match="2 runs would share a device: the budget of arm 'mqar-softmax' is in seconds"):
         run_in_processes(timed, tmp_path, jobs=3)
 
 
@@ -187,8 +187,8 @@ def test_impossible_launches_are_refused(tmp_path: Path, monkeypatch: pytest.Mon
     timed = replace(tiny, arms=(replace(tiny.arms[0], budget=Budget(seconds=1.0)),))
     with pytest.raises(ValueError, match="jobs = 0: must be at least 1"):
         run_in_processes(tiny, tmp_path, jobs=0)
-    with pytest.raises(ValueError, match="jobs = 2: the budget of arm 'mqar-softmax' is in seconds"):
-        run_in_processes(timed, tmp_path, jobs=2)
+    with pytest.raises(ValueError, match="2 runs would share a device: the budget of arm 'mqar-softmax' is in seconds"):
+        run_in_processes(replace(timed, seeds=(0, 1)), tmp_path, jobs=8, device="cpu")
     monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(init=lambda **_: pytest.fail("a cluster was started")))
     with pytest.raises(ValueError, match="device = 'gpu'"):
         run_on_ray(tiny, tmp_path, device="gpu")

@@ -112,14 +112,20 @@ def test_samples_differ_repeat_and_do_not_depend_on_the_batch(runs: dict[str, Pa
     greedy = {"max_gen_toks": 12, "until": []}
     lm = RunFolderLM(str(runs["power"]), device="cpu", resume=False)
     assert len(set(lm.generate_until(requests("generate_until", ("ab", likeliest), ("ab", greedy))))) == 1
-    assert (
-        len(set(lm.generate_until(requests("generate_until", ("ab", {**options, "top_p": 1e-6}), ("ab", greedy))))) == 1
-    )
+    assert len(set(lm.generate_until(requests("generate_until", ("ab", {**options, "top_p": 0}), ("ab", greedy))))) == 1
 
 
 @pytest.mark.parametrize(
     ("options", "sentence"),
-    [({"num_beams": 4}, "num_beams = 4: must be 1"), ({"temprature": 1}, "did you mean 'temperature'")],
+    [
+        ({"num_beams": 4}, "num_beams = 4: must be 1"),
+        ({"temprature": 1}, "did you mean 'temperature'"),
+        ({"temperature": None}, "temperature = None: must be a number"),
+        ({"do_sample": True, "temperature": -1}, "temperature = -1.0: must be at least 0"),
+        ({"do_sample": True, "top_k": -1}, "top_k = -1: must be at least 0"),
+        ({"do_sample": True, "top_p": 1.5}, "top_p = 1.5: must be from 0 to 1"),
+        ({"max_gen_toks": -5}, "max_new_tokens = -5: must be at least 0"),
+    ],
 )
 def test_generation_arguments_that_cannot_be_met_are_refused(
     options: dict, sentence: str, runs: dict[str, Path]

@@ -131,7 +131,10 @@ def test_saving_memory_does_not_make_another_arm() -> None:
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"fraction": 0.0}, "fraction = 0.0: must be above 0"), ({"rates": (1.0, -1.0)}, "rates = .* positive numbers")],
+    [
+        ({"fraction": 0.0}, "fraction = 0.0: must be above 0"),
+        ({"rates": (1.0, -1.0)}, "rates = .* positive finite numbers"),
+    ],
 )
 def test_impossible_grids_are_refused(options: dict, message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
@@ -146,3 +149,31 @@ def test_damaged_and_missing_ledgers_are_named(tmp_path: Path) -> None:
         ledger.write_text(text)
         with pytest.raises(RunFolderError, match=r"the ledger .*ledger.json is damaged"):
             read_ledger(ledger)
+
+
+def test_what_another_command_enters_meanwhile_stays(tmp_path: Path) -> None:
+    other = replace(ONE, arms=(replace(ARM, name="other", training=replace(ARM.training, weight_decay=0.5)),))
+
+    def launch(experiment: Experiment, out: Path) -> tuple[Path, dict[str, str]]:
+        if experiment.arms[0].name.startswith(ARM.name):
+            tune(other, tmp_path, rates=(0.01, 0.02), fraction=0.3)
+        return run_here(experiment, out, device="cpu")
+
+    tune(ONE, tmp_path, rates=(0.01, 0.02), fraction=0.3, launch=launch)
+    assert {entry["arm"] for entry in read_ledger(tmp_path / "ledger.json")} == {ARM.name, "other"}
+
+
+def test_rates_and_ledgers_that_cannot_be_kept_are_refused_before_any_try(tmp_path: Path) -> None:
+    def launch(experiment: Experiment, out: Path) -> tuple[Path, dict[str, str]]:
+        raise AssertionError("a try was made")
+
+    with pytest.raises(ValueError, match=r"rates = \(0.001, inf\): must be two or more different positive finite"):
+        tune(ONE, tmp_path, rates=(1e-3, float("inf")), launch=launch)
+    (tmp_path / "file").touch()
+    with pytest.raises(RunFolderError, match=r"cannot write .*/file/ledger\.json"):
+        tune(ONE, tmp_path, rates=(1e-3, 2e-3), ledger=tmp_path / "file" / "ledger.json", launch=launch)
+
+
+def test_rates_that_look_alike_have_tries_of_their_own(tmp_path: Path) -> None:
+    rates = (0.0100000001, 0.0100000002)
+    assert tune(replace(ONE, seeds=(3,)), tmp_path, rates=rates, fraction=0.3)[ARM.name].rates[:2] == list(rates)

@@ -118,8 +118,12 @@ def test_generation_follows_the_likeliest_tokens_and_its_seed() -> None:
     draw = [torch.stack(list(model.generate(prompt, 20, temperature=1.0, seed=seed))) for seed in (0, 0, 1)]
     assert torch.equal(draw[0], draw[1])
     assert not torch.equal(draw[0], draw[2])
-    with pytest.raises(ValueError, match="prompt is empty"):
+    almost_greedy = torch.stack(list(model.generate(prompt, 6, temperature=1e-40)))
+    assert torch.equal(almost_greedy, torch.stack(list(model.generate(prompt, 6))))
+    with pytest.raises(ValueError, match=r"tokens have shape \[2, 0\]: must be \[B, T\] with T at least 1"):
         next(model.generate(prompt[:, :0], 1))
+    with pytest.raises(ValueError, match="temperature = -1: must be at least 0"):
+        next(model.generate(prompt, 1, temperature=-1))
 
 
 def storage_bytes(state: tuple) -> int:
@@ -131,12 +135,12 @@ def storage_bytes(state: tuple) -> int:
 def test_generation_keeps_memory_constant_unless_the_mixer_is_softmax(
     mixer: MixerConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, held = build(mixer), []
+    model, held = build(mixer).float(), []
     step = model.step
     monkeypatch.setattr(model, "step", lambda token, state: (held.append(storage_bytes(state)), step(token, state))[1])
     assert len(list(model.generate(torch.randint(0, 50, (1, 20)), 100))) == 100
     if mixer.name == "softmax":
-        assert [held[0], held[-1]] == [model.state_size(n).bytes(8) for n in (20, 119)]
+        assert [held[0], held[-1]] == [model.state_size(n).bytes(4) for n in (20, 119)]
     else:
         assert len(set(held)) == 1
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from icl_eval.models import RWKV, Linear, Match, ModelConfig, Power, Softmax, Window
+from icl_eval.models import RWKV, Linear, Mamba2, Match, MixerConfig, ModelConfig, Power, Softmax, Window
 
 CONTEXT = 512
 SOFTMAX = ModelConfig(num_layers=2, mixers=(Softmax(width=64, num_heads=4),))
@@ -49,6 +49,16 @@ def test_width_for_parameters_and_flops(quantity: str) -> None:
     assert solved.mixers[0].head_dim == 16
     neighbours = [replace(POWER, mixers=(Power(width=16 * heads, num_heads=heads),)) for heads in range(1, 20)]
     assert abs(match.mismatch(solved)) == min(abs(match.mismatch(model)) for model in neighbours)
+
+
+@pytest.mark.parametrize("quantity", ["parameters", "flops"])
+@pytest.mark.parametrize("mixer", [Power(width=64, num_heads=4), Mamba2(width=64, num_heads=4)], ids=lambda m: m.name)
+def test_head_dim_where_the_quantity_falls_or_turns_along_it(mixer: MixerConfig, quantity: str) -> None:
+    model = ModelConfig(mixers=(mixer,))
+    for heads in (1, 2, 8, 16):
+        asked = replace(model, mixers=(replace(mixer, num_heads=heads),))
+        match = Match.of(asked, quantity, context=300)  # type: ignore[arg-type]
+        assert match.mismatch(match.solve(model, "head_dim")) == 0
 
 
 def test_a_hybrid_turns_the_mixers_that_have_the_knob() -> None:

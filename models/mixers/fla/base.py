@@ -86,9 +86,10 @@ class RecurrentConfig(MixerConfig):
         return 0
 
     @property
-    def kept_inputs(self) -> int:
-        """Elements of the last inputs that are kept."""
-        return (CONV_TAPS - 1) * self.convolved
+    def kept_inputs(self) -> StateSize:
+        """The last inputs that are kept."""
+        elements = (CONV_TAPS - 1) * self.convolved
+        return StateSize(elements, elements)
 
     @abstractmethod
     def weight_flops(self) -> float:
@@ -96,7 +97,7 @@ class RecurrentConfig(MixerConfig):
 
     def state_size(self, context: int) -> StateSize:
         matrix = self.state_heads * self.key_dim * self.value_dim
-        return StateSize.float32(matrix) + StateSize(self.kept_inputs, self.kept_inputs)
+        return StateSize.float32(matrix) + self.kept_inputs
 
     def flops_per_token(self, context: int, *, causal: bool = True) -> Flops:
         return Flops(self.weight_flops(), self._recurrence_flops(context, causal) / context)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from icl_eval.models.cost import StateSize
 from icl_eval.models.mixers.base import MixerConfig
 from icl_eval.models.mixers.fla.base import RecurrentConfig, RecurrentMixer, RecurrentState, wide_dtype
 
@@ -59,8 +60,8 @@ class RWKV7(RecurrentConfig):
         return rank(self.width, 1.7 * self.head_dim / 64)
 
     @property
-    def kept_inputs(self) -> int:
-        return self.width
+    def kept_inputs(self) -> StateSize:
+        return StateSize.float32(self.width)
 
     def after(self, earlier: tuple[MixerConfig, ...]) -> "RWKV7":
         first = not any(isinstance(mixer, RWKV7) for mixer in earlier)
@@ -186,5 +187,5 @@ class RWKV7Mixer(RecurrentMixer):
         y = self.out_proj((y + bonus.flatten(-2)) * self.output_gate(x + self.shift_g * change))
         if not return_state:
             return y, None, first_values
-        state = RecurrentState(S, x[:, -1:].clone(), x.shape[1] + (0 if state is None else state.length))
+        state = RecurrentState(S, x[:, -1:].to(wide, copy=True), x.shape[1] + (0 if state is None else state.length))
         return y, state, first_values
