@@ -43,8 +43,7 @@ class ModelConfig(Config):
     def __post_init__(self) -> None:
         self.require(self.vocab_size >= 2, "vocab_size", "at least 2")
         self.require(self.num_layers >= 1, "num_layers", "at least 1")
-        mixers_ok = isinstance(self.mixers, tuple) and all(isinstance(mixer, MixerConfig) for mixer in self.mixers)
-        self.require(mixers_ok and len(self.mixers) >= 1, "mixers", "a tuple of mixer configs, one at least")
+        self.require(len(self.mixers) >= 1, "mixers", "a tuple of mixer configs, one at least")
         self.require(len({mixer.width for mixer in self.mixers}) == 1, "mixers", "of one width")
         self.require(
             self.num_layers % len(self.mixers) == 0,
@@ -52,7 +51,6 @@ class ModelConfig(Config):
             f"a multiple of the {len(self.mixers)} mixers' pattern",
         )
         self.require(self.input_dim >= 0, "input_dim", "at least 0")
-        self.require(self.loss in ("cross_entropy", "squared_error"), "loss", "'cross_entropy' or 'squared_error'")
         self.require(
             not self.tied_embeddings or self.loss == "cross_entropy",
             "tied_embeddings",

@@ -2,7 +2,8 @@
 
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, cast
 
@@ -74,80 +75,66 @@ class Match(Config):
         """
         if knob not in KNOBS:
             raise ValueError(f"knob = {knob!r}: must be one of {', '.join(KNOBS)}")
-        variants = _Variants(model, knob, self.context)
-        candidates = self._around_target(variants) if knob == "window" else variants
-        nearest = min(candidates, key=lambda found: abs(math.log(self.measure(found) / self.target)))
-        if len(variants) > 1 and len({self.measure(variants[at]) for at in (0, len(variants) // 2, -1)}) == 1:
+        settings = _settings(model, knob, self.context)
+
+        def amount(setting: int) -> float:
+            return self.measure(_turn(model, knob, setting))
+
+        if len(settings) > 1 and amount(settings[0]) == amount(settings[len(settings) // 2]) == amount(settings[-1]):
             raise ValueError(f"{knob} does not change the {self.quantity} of {model.label}: solve for another knob")
+        if knob == "window":  # of which there are many, along which everything grows
+            above = bisect_left(settings, self.target, key=amount)
+            settings = settings[max(above - 1, 0) : above + 1]
+        nearest = _turn(model, knob, min(settings, key=lambda setting: abs(math.log(amount(setting) / self.target))))
         if abs(self.mismatch(nearest)) > FAR:
             warnings.warn(f"no {knob} of {model.label} comes close: {self.sentence(nearest)}", stacklevel=2)
         return nearest
 
-    def _around_target(self, variants: Sequence[ModelConfig]) -> Iterator[ModelConfig]:
-        """The last variant below the target and the first at or above it, of many along which the quantity grows."""
-        low, high = 0, len(variants) - 1
-        while low < high:
-            middle = (low + high) // 2
-            if self.measure(variants[middle]) < self.target:
-                low = middle + 1
-            else:
-                high = middle
-        yield variants[low]
-        if low > 0:
-            yield variants[low - 1]
+
+def _settings(model: ModelConfig, knob: Knob, context: int) -> Sequence[int]:
+    """What a knob can be turned to.
+
+    Raises:
+        ValueError: no mixer has the knob, or it can be turned to nothing.
+    """
+    field = {"head_dim": "num_heads"}.get(knob, knob)
+    if not any(field in {f.name for f in fields(mixer)} for mixer in model.mixers):
+        raise ValueError(f"no mixer of {model.label} has a {knob}: solve for another knob")
+    match knob:
+        case "window":
+            return range(1, context + 1)
+        case "degree":
+            settings = range(1, MAX_DEGREE + 1)
+        case "head_dim":
+            settings = range(model.width, 0, -1)
+        case "width":
+            settings = range(1, MAX_WIDENING * model.width // model.mixers[0].head_dim + 1)
+    possible = [setting for setting in settings if _possible(model, knob, setting)]
+    if not possible:
+        raise ValueError(f"no other {knob} goes with {model.label}")
+    return possible
 
 
-class _Variants(Sequence[ModelConfig]):
-    """The variants of a model along a knob, made when read; along windows state, parameters and FLOPs grow."""
+def _possible(model: ModelConfig, knob: Knob, setting: int) -> bool:
+    try:
+        _turn(model, knob, setting)
+    except ValueError:
+        return False
+    return True
 
-    def __init__(self, model: ModelConfig, knob: Knob, context: int):
-        self.model, self.knob = model, knob
-        field = {"head_dim": "num_heads"}.get(knob, knob)
-        if not any(field in {f.name for f in fields(mixer)} for mixer in model.mixers):
-            raise ValueError(f"no mixer of {model.label} has a {knob}: solve for another knob")
-        self.settings = [setting for setting in self._settings(context) if self._possible(setting)]
-        if not self.settings:
-            raise ValueError(f"no other {knob} goes with {model.label}")
 
-    def _settings(self, context: int) -> Sequence[int]:
-        width, head_dim = self.model.width, self.model.mixers[0].head_dim
-        match self.knob:
-            case "window":
-                return range(1, context + 1)
-            case "degree":
-                return range(1, MAX_DEGREE + 1)
-            case "head_dim":
-                return [heads for heads in range(width, 0, -1) if width % heads == 0]
-            case "width":
-                return range(1, MAX_WIDENING * width // head_dim + 1)
-
-    def _possible(self, setting: int) -> bool:
-        if self.knob == "window":
-            return True
-        try:
-            self._turn(setting)
-        except ValueError:
-            return False
-        return True
-
-    def _turn(self, setting: int) -> ModelConfig:
-        mixers = []
-        for mixer in self.model.mixers:
-            names = {f.name for f in fields(mixer)}
-            if self.knob == "width":
-                mixer = replace(mixer, width=setting * mixer.head_dim, num_heads=setting)
-            elif self.knob == "head_dim":
-                mixer = replace(mixer, num_heads=setting)
-            elif self.knob in names:
-                mixer = replace(mixer, **cast(Any, {self.knob: setting}))
-            mixers.append(mixer)
-        return replace(self.model, mixers=tuple(mixers))
-
-    def __getitem__(self, index):  # type: ignore[no-untyped-def]
-        return self._turn(self.settings[index])
-
-    def __len__(self) -> int:
-        return len(self.settings)
+def _turn(model: ModelConfig, knob: Knob, setting: int) -> ModelConfig:
+    mixers = []
+    for mixer in model.mixers:
+        names = {f.name for f in fields(mixer)}
+        if knob == "width":
+            mixer = replace(mixer, width=setting * mixer.head_dim, num_heads=setting)
+        elif knob == "head_dim":
+            mixer = replace(mixer, num_heads=setting)
+        elif knob in names:
+            mixer = replace(mixer, **cast(Any, {knob: setting}))
+        mixers.append(mixer)
+    return replace(model, mixers=tuple(mixers))
 
 
 def _measure(model: ModelConfig, quantity: Quantity, context: int) -> float:

@@ -41,7 +41,6 @@ class Transformer(Backbone):
 
     def __post_init__(self) -> None:
         self.require(self.mlp_ratio > 0, "mlp_ratio", "positive")
-        self.require(self.activation in ("gelu", "swiglu"), "activation", "'gelu' or 'swiglu'")
         self.require(self.short_conv == 0 or self.short_conv >= 2, "short_conv", "0 (none) or at least 2 taps")
 
     def build(self, mixer: MixerConfig, layer: int, num_layers: int) -> "TransformerLayer":

@@ -59,7 +59,6 @@ class Power(MixerConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require(self.degree >= 1, "degree", "at least 1")
-        self.require(self.normalization in ("row_sum", "none"), "normalization", "'row_sum' or 'none'")
         self.require(
             self.normalization == "none" or self.degree % 2 == 0,
             "degree",
