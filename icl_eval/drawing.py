@@ -23,6 +23,12 @@ _COLORS |= {"rwkv7": "#E69F00", "gated_deltanet": "#56B4E9", "mamba2": "#000000"
 _COLORS |= {"deltanet": "#8C6D31"}
 _MARKERS = {"softmax": "o", "power": "s", "window": "^", "linear": "D"}
 _MARKERS |= {"rwkv7": "P", "gated_deltanet": "X", "mamba2": "p", "gla": "<", "deltanet": ">"}
+_AGAIN: tuple[dict[str, str], ...] = (
+    {"ls": "-"},
+    {"ls": "--", "mfc": "white"},
+    {"ls": "-.", "fillstyle": "left"},
+    {"ls": ":", "fillstyle": "bottom"},
+)
 _OTHERS = ("#E69F00", "#56B4E9", "#000000", "#999933")
 
 
@@ -61,16 +67,18 @@ def save_figure(figure: Figure, file: Path) -> None:
 
 def arm_styles(arms: Sequence[Arm | MeasuredArm]) -> list[dict]:
     """Colour and marker of each arm; an arm whose mixer another has taken in this panel keeps the colour, dashed and
-    with other fillings of its marker."""
+    with its marker filled otherwise, since dashes do not show on a single point.
+    """
     styles: list[dict] = []
     taken: list[str] = []
     for arm in arms:
         model = arm.model
         mixer = model.mixers[0].name if isinstance(model, ModelConfig) else model.label
         color = _COLORS.get(mixer, _OTHERS[crc32(mixer.encode()) % len(_OTHERS)])
-        dashes, filling = (("-", "full"), ("--", "none"), ("-.", "left"), (":", "bottom"))[taken.count(mixer) % 4]
-        marker = {"marker": _MARKERS.get(mixer, "v"), "ms": 5, "fillstyle": filling}
-        styles.append({"color": color, **marker, "ls": dashes, "lw": 1.6})
+        again = _AGAIN[taken.count(mixer) % len(_AGAIN)]
+        styles.append(
+            {"color": color, "marker": _MARKERS.get(mixer, "v"), "ms": 5, "mfcalt": "white", "lw": 1.6, **again}
+        )
         taken.append(mixer)
     return styles
 

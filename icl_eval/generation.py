@@ -41,7 +41,7 @@ class Decoding:
     def __post_init__(self) -> None:
         for name, holds, allowed in (
             ("max_new_tokens", self.max_new_tokens >= 0, "at least 0"),
-            ("temperature", 0 <= self.temperature < math.inf, "at least 0"),
+            ("temperature", 0 <= self.temperature < math.inf, "at least 0, and finite"),
             ("top_k", self.top_k >= 0, "at least 0"),
             ("top_p", 0 <= self.top_p <= 1, "from 0 to 1"),
         ):
@@ -62,9 +62,12 @@ class Decoding:
         def number(name: str, default: float) -> float:
             value = rest.pop(name, default)
             try:
-                return float(value)
+                found = float(value)
             except (TypeError, ValueError):
-                raise ValueError(f"generation argument {name} = {value!r}: must be a number") from None
+                found = math.nan
+            if not math.isfinite(found):
+                raise ValueError(f"generation argument {name} = {value!r}: must be a finite number")
+            return found
 
         lengths = [int(number(name, 0)) for name in _LENGTHS if name in rest]
         temperature = number("temperature", 1.0 if sample else 0.0)

@@ -144,8 +144,8 @@ def plot_differences(study: Study) -> Figure:
         pairs = [(arm.name, reference.name) for arm in arms if arm is not reference]
         for first, second, line in compare({arm.name: arm.positions for arm in arms}, pairs=pairs):
             _band(ax, line.center, line.estimate, {**styles[first], "label": f"{first} - {second}"})
-        fit_to_lines(ax)
         ax.axhline(0, color="black", lw=0.8)
+        fit_to_lines(ax)
         ax.set(xlabel="position (tokens)", ylabel=f"difference of loss ({Evidence(arms).unit_by_position})")
         ax.set_title(panel_titles([arms[0].arm.task])[arms[0].arm.task])
         log_axis(ax)

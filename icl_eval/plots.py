@@ -5,7 +5,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -32,8 +31,6 @@ from icl_eval.run_folder import Run
 from icl_eval.statistics import Estimate, best_context_loss, curve, overall
 from icl_eval.tasks import Task
 
-FILLS = {"-": {}, "--": {"mfc": "white"}, "-.": {"fillstyle": "left"}, ":": {"fillstyle": "bottom"}}
-"""Of markers, by the dashes of their arm's line, which do not show on a single point."""
 ANCHOR_DASHES = ("-", (0, (5, 1)), "-.", (0, (1, 1)))
 
 
@@ -106,8 +103,7 @@ def plot_score_by_state(runs: Sequence[Run]) -> Figure:
             ends = [group.label for group in members if group.label != group.name]
             label = ", ".join([f"{backbone} {mixer}" if mixers.count(mixer) > 1 else name, *ends])
             size = [_state_bytes(group) for group in drawn]
-            look: dict[str, Any] = {**style, **FILLS[style["ls"]], "mfcalt": "white"}
-            ax.errorbar(size, value, yerr=[value - low, high - value], capsize=3, label=label, **look)
+            ax.errorbar(size, value, yerr=[value - low, high - value], capsize=3, label=label, **style)
         _score_axis(ax, task, groups)
         ax.set_xlabel(f"state at context {task.seq_len:,} (bytes a sequence)")
         ax.margins(x=0.15)

@@ -210,7 +210,7 @@ class LanguageModel(nn.Module):
             seed: of the sampling.
         """
         if not 0 <= temperature < math.inf:
-            raise ValueError(f"temperature = {temperature}: must be at least 0")
+            raise ValueError(f"temperature = {temperature}: must be at least 0, and finite")
         sampler = torch.Generator(prompt.device).manual_seed(seed)
         hidden, state = self.hidden(prompt)
         logits = self.head(hidden[:, -1])

@@ -120,10 +120,11 @@ def test_samples_differ_repeat_and_do_not_depend_on_the_batch(runs: dict[str, Pa
     [
         ({"num_beams": 4}, "num_beams = 4: must be 1"),
         ({"temprature": 1}, "did you mean 'temperature'"),
-        ({"temperature": None}, "temperature = None: must be a number"),
+        ({"temperature": None}, "temperature = None: must be a finite number"),
         ({"do_sample": True, "temperature": -1}, "temperature = -1.0: must be at least 0"),
         ({"do_sample": True, "top_k": -1}, "top_k = -1: must be at least 0"),
         ({"do_sample": True, "top_p": 1.5}, "top_p = 1.5: must be from 0 to 1"),
+        ({"max_gen_toks": float("inf")}, "max_gen_toks = inf: must be a finite number"),
         ({"max_gen_toks": -5}, "max_new_tokens = -5: must be at least 0"),
     ],
 )

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from matplotlib.axes import Axes
 
-from icl_eval import Arm, Budget, Experiment, Training, load_run, load_runs
+from icl_eval import Arm, Budget, Experiment, Training, comparison, load_run, load_runs
 from icl_eval.commands.compare import compare
 from icl_eval.groups import group_runs
 from icl_eval.models import RWKV, ModelConfig, Softmax, Transformer, Window
-from icl_eval.paper_plots import plot_end_points
+from icl_eval.paper_plots import plot_differences, plot_end_points
 from icl_eval.plots import plot_loss_by_position, plot_score_by_state, plot_training
 from icl_eval.presets import load_preset
 from icl_eval.run import run_experiment
@@ -155,6 +155,24 @@ def test_few_arms_of_a_study_share_a_row_whatever_their_context(axes_of_growth: 
     assert figure.axes[0].get_title() == "SourceCode abababab"
     assert figure.axes[2].get_legend_handles_labels()[1] == ["base", "batch", "parameters", "context"]
     assert len({(line.get_linestyle(), line.get_fillstyle()) for line in figure.axes[2].lines}) == 4
+    plt.close(figure)
+
+
+def test_differences_hold_for_all_positions_at_once_and_show_zero(tmp_path: Path) -> None:
+    root = write_study(tmp_path, load_preset("fig9_long_context", "h200"), WORLDS["C12"][0])
+    (study,) = studies(load_runs(root))
+    arms = {arm.name: arm.positions for arm in study.paired}
+    expected = comparison.compare(arms, pairs=[("linear", "power"), ("softmax", "power")])
+    figure = plot_differences(study)
+    (ax,) = figure.axes
+    for line, band, difference in zip(ax.lines, ax.collections, expected, strict=False):
+        assert line.get_label() == f"{difference.first} - {difference.second}"
+        assert (difference.curve.estimate.value > 0).all()
+        np.testing.assert_array_equal(line.get_ydata(), difference.curve.estimate.value)
+        heights = band.get_paths()[0].vertices[:, 1]
+        assert heights.min() == difference.curve.estimate.low.min()
+        assert heights.max() == difference.curve.estimate.high.max()
+    assert ax.get_ylim()[0] < 0 < ax.get_ylim()[1]
     plt.close(figure)
 
 

@@ -14,10 +14,14 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from icl_eval.kernels.power.compiled import RUN_TIME_SIZES
 from icl_eval.kernels.power.hopper.tiles import (
     add_scaled_tiles,
+    arrived_key_value,
     as_columns,
     async_load,
     copy_key_value,
-    load_normalizer,
+    gates_before,
+    gates_between,
+    load_tile,
+    times_normalizer,
 )
 
 
@@ -110,19 +114,13 @@ def forward_kernel(
 
     ring = gl.allocate_shared_memory(gl.bfloat16, [COUNT * STAGES, slot_rows, V], tile)
     q_smem = gl.allocate_shared_memory(gl.bfloat16, [BM, D], q_tile)
-    lanes: gl.constexpr = gl.BlockedLayout([1, 8], [32, 1], [4, 1], [0, 1])
-    own = start + gl.arange(0, BM, layout=gl.SliceLayout(1, lanes))
-    d = gl.arange(0, D, layout=gl.SliceLayout(0, lanes))
-    q = gl.load(q_base + own[:, None].to(gl.int64) * stride_qt + d[None, :], mask=own[:, None] < T, other=0.0)
-    q_smem.store(q)
+    q = load_tile(q_smem, q_base, start, stride_qt, T, BM, D)
 
     acc = gl.zeros([BM, V], gl.float32, result)
     row_sum = gl.zeros([BM], gl.float32, by_row)
     first_high, first_low = 0.0, 0.0
     if GATED:
-        if start > chunk_start:
-            first_high = gl.load(high_base + start - 1)
-            first_low = gl.load(low_base + start - 1)
+        first_high, first_low = gates_before(high_base, low_base, start, chunk_start)
         row_high = gl.load(high_base + t)
         row_low = gl.load(low_base + t)
 
@@ -133,10 +131,7 @@ def forward_kernel(
             acc, q_base, stride_qt, t, T, ring, columns, state_ptr + place * ROWS * V, D, V, SPLIT, COUNT, STAGES
         )
         if NORMALIZED:
-            z_smem = ring.index(0).slice(0, D, 0)
-            z_smem.store(load_normalizer(z_ptr, place, D).to(gl.bfloat16))
-            fence_async_shared()
-            qz = warpgroup_mma(q_smem, z_smem, gl.zeros([BM, D], gl.float32, result), use_acc=False)
+            qz = times_normalizer(q_smem, ring, z_ptr, place, BM, D, result)
             row_sum = gl.sum(qz * q_smem.load(result).to(gl.float32), 1)
         if GATED:
             acc *= gl.exp2(first_high)
@@ -149,11 +144,7 @@ def forward_kernel(
         j = chunk_start + step * BN + gl.arange(0, BN, layout=gl.SliceLayout(0, scored))
         if GATED:
             since = (first_high - gl.load(high_base + j)) + (first_low - gl.load(low_base + j))
-        slot = step % STAGES
-        async_copy.wait_group(STAGES - 2)
-        fence_async_shared()
-        k = ring.index(2 * slot).slice(0, BN, 0)
-        v = ring.index(2 * slot + 1).slice(0, BN, 0)
+        k, v = arrived_key_value(step, ring, BN, STAGES)
         zero = gl.zeros([BM, BN], gl.float32, scored)
         scores = warpgroup_mma(q_smem, k.permute((1, 0)), zero, use_acc=False, is_async=True)
         copy_key_value(step + STAGES - 1, ring, k_base, v_base, chunk_start, stride_kt, stride_vt, T, D, V, BN, STAGES)
@@ -173,27 +164,16 @@ def forward_kernel(
     scored_t = gl.convert_layout(t, gl.SliceLayout(1, scored))
     for step in range(before, before + BM // BN):
         j = chunk_start + step * BN + gl.arange(0, BN, layout=gl.SliceLayout(0, scored))
-        slot = step % STAGES
-        async_copy.wait_group(STAGES - 2)
-        fence_async_shared()
-        scores = warpgroup_mma(
-            q_smem,
-            ring.index(2 * slot).slice(0, BN, 0).permute((1, 0)),
-            gl.zeros([BM, BN], gl.float32, scored),
-            use_acc=False,
-        )
+        k, v = arrived_key_value(step, ring, BN, STAGES)
+        scores = warpgroup_mma(q_smem, k.permute((1, 0)), gl.zeros([BM, BN], gl.float32, scored), use_acc=False)
         copy_key_value(step + STAGES - 1, ring, k_base, v_base, chunk_start, stride_kt, stride_vt, T, D, V, BN, STAGES)
         weights = scores * scores
         if GATED:
-            high = gl.convert_layout(row_high, gl.SliceLayout(1, scored))[:, None] - gl.load(high_base + j)[None, :]
-            low = gl.convert_layout(row_low, gl.SliceLayout(1, scored))[:, None] - gl.load(low_base + j)[None, :]
-            weights *= gl.exp2(gl.minimum(high + low, 0.0))
+            weights *= gates_between(row_high, row_low, high_base, low_base, j, gl.SliceLayout(1, scored))
         weights = gl.where(scored_t[:, None] >= j[None, :], weights, 0.0)
         if NORMALIZED:
             row_sum += gl.convert_layout(gl.sum(weights, 1), by_row)
-        acc = warpgroup_mma(
-            gl.convert_layout(weights.to(gl.bfloat16), weighing), ring.index(2 * slot + 1).slice(0, BN, 0), acc
-        )
+        acc = warpgroup_mma(gl.convert_layout(weights.to(gl.bfloat16), weighing), v, acc)
     async_copy.wait_group(0)
 
     if NORMALIZED:

@@ -13,12 +13,16 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 
 from icl_eval.kernels.power.compiled import RUN_TIME_SIZES
 from icl_eval.kernels.power.hopper.tiles import (
+    arrived_key_value,
     as_columns,
     copy_key_value,
     copy_mirrored_rows,
     copy_tile,
-    load_normalizer,
+    gates_before,
+    gates_between,
+    load_tile,
     multiply,
+    times_normalizer,
 )
 
 
@@ -57,11 +61,7 @@ def query_gradient_kernel(
     ring = gl.allocate_shared_memory(gl.bfloat16, [COUNT * STAGES, slot_rows, V], tile)
     q_smem = gl.allocate_shared_memory(gl.bfloat16, [BM, D], q_tile)
     do_smem = gl.allocate_shared_memory(gl.bfloat16, [BM, V], q_tile)
-    lanes: gl.constexpr = gl.BlockedLayout([1, 8], [32, 1], [4, 1], [0, 1])
-    own = start + gl.arange(0, BM, layout=gl.SliceLayout(1, lanes))
-    d = gl.arange(0, D, layout=gl.SliceLayout(0, lanes))
-    q = gl.load(q_base + own[:, None].to(gl.int64) * stride_qt + d[None, :], mask=own[:, None] < T, other=0.0)
-    q_smem.store(q)
+    q = load_tile(q_smem, q_base, start, stride_qt, T, BM, D)
     copy_tile(do_smem, do_base, start, H * V, T, BM, V)
     async_copy.commit_group()
 
@@ -70,9 +70,7 @@ def query_gradient_kernel(
     first_high, first_low = 0.0, 0.0
     dn = gl.load(dn_ptr + head * T_padded + t) if NORMALIZED else share
     if GATED:
-        if start > chunk_start:
-            first_high = gl.load(high_base + start - 1)
-            first_low = gl.load(low_base + start - 1)
+        first_high, first_low = gates_before(high_base, low_base, start, chunk_start)
         row_high = gl.load(high_base + t)
         row_low = gl.load(low_base + t)
 
@@ -97,10 +95,7 @@ def query_gradient_kernel(
             acc = warpgroup_mma_wait(0, deps=(acc,))
         async_copy.wait_group(0)
         if NORMALIZED:
-            z_smem = ring.index(0).slice(0, D, 0)
-            z_smem.store(load_normalizer(z_ptr, place, D).to(gl.bfloat16))
-            fence_async_shared()
-            qz = warpgroup_mma(q_smem, z_smem, gl.zeros([BM, D], gl.float32, result), use_acc=False)
+            qz = times_normalizer(q_smem, ring, z_ptr, place, BM, D, result)
             acc += qz * dn[:, None]
         acc *= 2.0
         if GATED:
@@ -115,11 +110,7 @@ def query_gradient_kernel(
         j = chunk_start + step * BN + gl.arange(0, BN, layout=gl.SliceLayout(0, scored))
         if GATED:
             since = (first_high - gl.load(high_base + j)) + (first_low - gl.load(low_base + j))
-        slot = step % STAGES
-        async_copy.wait_group(STAGES - 2)
-        fence_async_shared()
-        k = ring.index(2 * slot).slice(0, BN, 0)
-        v = ring.index(2 * slot + 1).slice(0, BN, 0)
+        k, v = arrived_key_value(step, ring, BN, STAGES)
         zero = gl.zeros([BM, BN], gl.float32, scored)
         scores = warpgroup_mma(q_smem, k.permute((1, 0)), zero, use_acc=False, is_async=True)
         dscores = warpgroup_mma(do_smem, v.permute((1, 0)), zero, use_acc=False, is_async=True)
@@ -141,11 +132,7 @@ def query_gradient_kernel(
     scored_t = gl.convert_layout(t, by_score)
     for step in range(before, before + BM // BN):
         j = chunk_start + step * BN + gl.arange(0, BN, layout=gl.SliceLayout(0, scored))
-        slot = step % STAGES
-        async_copy.wait_group(STAGES - 2)
-        fence_async_shared()
-        k = ring.index(2 * slot).slice(0, BN, 0)
-        v = ring.index(2 * slot + 1).slice(0, BN, 0)
+        k, v = arrived_key_value(step, ring, BN, STAGES)
         zero = gl.zeros([BM, BN], gl.float32, scored)
         scores = warpgroup_mma(q_smem, k.permute((1, 0)), zero, use_acc=False)
         dscores = warpgroup_mma(do_smem, v.permute((1, 0)), zero, use_acc=False)
@@ -154,9 +141,7 @@ def query_gradient_kernel(
             dscores += score_dn[:, None]
         dscores *= 2.0 * scores
         if GATED:
-            high = gl.convert_layout(row_high, by_score)[:, None] - gl.load(high_base + j)[None, :]
-            low = gl.convert_layout(row_low, by_score)[:, None] - gl.load(low_base + j)[None, :]
-            dscores *= gl.exp2(gl.minimum(high + low, 0.0))
+            dscores *= gates_between(row_high, row_low, high_base, low_base, j, by_score)
         dscores = gl.where(scored_t[:, None] >= j[None, :], dscores, 0.0)
         if GATED:
             share += gl.convert_layout(gl.sum(dscores * scores, 1), by_row)

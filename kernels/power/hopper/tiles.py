@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.hopper import async_copy, warpgroup_mma
+from triton.experimental.gluon.language.nvidia.hopper import async_copy, fence_async_shared, warpgroup_mma
 
 # Triton 3.6 has these two under other names.
 async_load = getattr(async_copy, "async_load", None) or async_copy.async_copy_global_to_shared
@@ -77,6 +77,53 @@ def as_columns(x, ROWS: gl.constexpr, D: gl.constexpr):
     columns = gl.allocate_shared_memory(gl.bfloat16, [D, ROWS], gl.SwizzledSharedLayout(1, 1, 1, [1, 0]))
     columns.permute((1, 0)).store(x)
     return reinterpret(columns, gl.bfloat16, [D, ROWS], gl.SwizzledSharedLayout(1, 1, 1, [0]))
+
+
+@gluon.jit
+def load_tile(slot, ptr, first, stride, T, ROWS: gl.constexpr, COLUMNS: gl.constexpr):
+    """As :func:`copy_tile`, now, and the tile in registers too."""
+    layout: gl.constexpr = gl.BlockedLayout([1, 8], [32, 1], [4, 1], [0, 1])
+    row = first + gl.arange(0, ROWS, layout=gl.SliceLayout(1, layout))
+    column = gl.arange(0, COLUMNS, layout=gl.SliceLayout(0, layout))
+    x = gl.load(ptr + row[:, None].to(gl.int64) * stride + column[None, :], mask=row[:, None] < T, other=0.0)
+    slot.store(x)
+    return x
+
+
+@gluon.jit
+def arrived_key_value(step, ring, BN: gl.constexpr, STAGES: gl.constexpr):
+    """Tile ``step`` of BN keys and values, once it has arrived."""
+    slot = step % STAGES
+    async_copy.wait_group(STAGES - 2)
+    fence_async_shared()
+    return ring.index(2 * slot).slice(0, BN, 0), ring.index(2 * slot + 1).slice(0, BN, 0)
+
+
+@gluon.jit
+def gates_before(high_base, low_base, start, chunk_start):
+    """Running gates, high and low part, of the token before ``start``; 0 at the start of a chunk."""
+    high, low = 0.0, 0.0
+    if start > chunk_start:
+        high = gl.load(high_base + start - 1)
+        low = gl.load(low_base + start - 1)
+    return high, low
+
+
+@gluon.jit
+def gates_between(row_high, row_low, high_base, low_base, j, rows: gl.constexpr):
+    """What is left at each row, whose running gates are given, of each token j; at most 1."""
+    high = gl.convert_layout(row_high, rows)[:, None] - gl.load(high_base + j)[None, :]
+    low = gl.convert_layout(row_low, rows)[:, None] - gl.load(low_base + j)[None, :]
+    return gl.exp2(gl.minimum(high + low, 0.0))
+
+
+@gluon.jit
+def times_normalizer(q_smem, ring, z_ptr, place, BM: gl.constexpr, D: gl.constexpr, layout: gl.constexpr):
+    """q z [BM, D] of the normaliser at a place among all, which passes through the ring's first slot."""
+    z_smem = ring.index(0).slice(0, D, 0)
+    z_smem.store(load_normalizer(z_ptr, place, D).to(gl.bfloat16))
+    fence_async_shared()
+    return warpgroup_mma(q_smem, z_smem, gl.zeros([BM, D], gl.float32, layout), use_acc=False)
 
 
 @gluon.jit
